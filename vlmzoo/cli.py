@@ -1,0 +1,233 @@
+"""The command line: ``vlmzoo`` and ``python -m vlmzoo``. The only file that prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlmzoo import registry
+from vlmzoo.config import ConfigError
+
+app = typer.Typer(
+    help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[a.b=c ...]", help="Changes to the config, for example optim.steps=20"),
+]
+USER_MISTAKES = (
+    ConfigError,
+    FileNotFoundError,
+    FileExistsError,
+    KeyError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+class Layout(str, Enum):
+    """Layouts that a model can be exported to."""
+
+    transformers = "transformers"
+
+
+class SceneLayout(str, Enum):
+    """Layouts that the embedded scenes can be written in."""
+
+    llava = "llava"
+    coco = "coco"
+
+
+def main() -> None:
+    """Run a command; the user's own mistakes end in one line and exit code 2, not in a traceback."""
+    try:
+        app(prog_name="vlmzoo")
+    except USER_MISTAKES as error:
+        fail(error)
+
+
+def fail(error: Exception) -> None:
+    """Print a mistake and leave with exit code 2."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    print(f"vlmzoo: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _quiet() -> None:
+    """Our own log lines on the main process, the libraries' only from warnings on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("vlmzoo").setLevel(logging.INFO if main_process else logging.ERROR)
+    import transformers
+
+    import vlmzoo.auto  # noqa: F401  (registers the Auto classes)
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+@app.command("list")
+def list_names(
+    family: Annotated[
+        str | None,
+        typer.Argument(help="models, visions, connectors, fusions, languages, objectives, datasets or tasks"),
+    ] = None,
+) -> None:
+    """Show what there is to combine: every name a config can say, with one line about it."""
+    for name in [family] if family else registry.families():
+        rows = registry.available(name)
+        width = max(map(len, rows), default=0)
+        print(f"{name}:")
+        for key, about in rows.items():
+            print(f"  {key.ljust(width)}  {about}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A run file, for example configs/llava/tiny.yaml")],
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start over: remove checkpoints, log and results in the run's folder"),
+    ] = False,
+) -> None:
+    """Train by a run file; goes on from the newest checkpoint by itself.
+
+    On several processes: accelerate launch -m vlmzoo.train CONFIG [a.b=c ...]
+    """
+    try:
+        from vlmzoo.run import read_run
+        from vlmzoo.run import train as fit
+
+        run = read_run(config, overrides)
+        _quiet()
+        fit(run, fresh)
+    except USER_MISTAKES as error:
+        fail(error)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
+    config: Annotated[
+        Path, typer.Argument(help="A run file, or a file with an 'evaluate: {tasks: ...}' section")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
+    when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
+) -> None:
+    """Run the tasks of a run file on a model and show their tables."""
+    from vlmzoo.config import load_yaml, override, read
+    from vlmzoo.evaluate.loop import text_table
+    from vlmzoo.run import EvaluateOptions, load
+    from vlmzoo.run import evaluate as run_tasks
+
+    _quiet()
+    tree = override(load_yaml(config), overrides or [])
+    options = read(EvaluateOptions, tree.get("evaluate", {}), "evaluate")
+    if not options.tasks:
+        raise ConfigError(f"{config}: no evaluate.tasks")
+    folder = out or (Path(model) if Path(model).is_dir() else None)
+    loaded, processor = load(model)
+    for name, result in run_tasks(loaded, processor, options.tasks, when, folder).items():
+        print(f"\n{name} ({result.n} rows)")
+        print(text_table([{"metric": key, "value": value} for key, value in result.metrics.items()]))
+        if result.table:
+            print("\n" + text_table(result.table))
+    if folder is not None:
+        print(f"\nwritten to {folder / 'results' / when}")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
+    image: Annotated[Path, typer.Argument(help="A picture file")],
+    question: Annotated[str, typer.Argument(help="What to ask about it")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    num_beams: Annotated[int, typer.Option(min=1)] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 answers greedily")] = 0.0,
+) -> None:
+    """Ask a model about a picture."""
+    from vlmzoo.processing.image import open_image
+    from vlmzoo.run import load
+    from vlmzoo.types import RowError, require_verb
+
+    _quiet()
+    try:
+        picture = open_image({"path": str(image)})
+    except RowError as error:
+        raise ConfigError(str(error)) from None
+    loaded, processor = load(model)
+    try:
+        require_verb(loaded, "Speaks", "vlmzoo generate")
+    except TypeError as error:
+        raise ConfigError(str(error)) from None
+    parts = [
+        {"role": "user", "type": "image", "text": None},
+        {"role": "user", "type": "text", "text": question},
+    ]
+    row: Any = {"images": [{"image": picture}], "parts": parts, "id": "cli"}
+    prompt = processor.prompts([row])
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    out = loaded.generate(
+        **prompt, max_new_tokens=max_new_tokens, num_beams=num_beams, eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id, **sampling,
+    )  # fmt: skip
+    print(processor.answers(prompt, out)[0])
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
+    target: Annotated[Path, typer.Argument(help="The folder to write")],
+    to: Annotated[Layout, typer.Option("--to", help="Whose layout")] = Layout.transformers,
+) -> None:
+    """Write a model in a public layout; good only after reading it back there and comparing logits."""
+    from vlmzoo.run import export as write
+
+    _quiet()
+    difference = write(source, target, to.value)
+    print(f"{target}: read back by stock {to.value}, logits differ by at most {difference:.1e}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run folder or an export")],
+    repo: Annotated[str, typer.Argument(help="user/name on the Hub")],
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public")] = False,
+) -> None:
+    """Upload a model with its card to the Hub."""
+    from vlmzoo.hub.card import push as upload
+
+    print(upload(folder, repo, private=not public))
+
+
+@app.command()
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="A new folder")],
+    layout: Annotated[
+        SceneLayout, typer.Option(help="llava: questions and answers; coco: captions and boxes")
+    ] = SceneLayout.llava,
+    split: Annotated[str, typer.Option(help="train, val, test or novel")] = "train",
+    length: Annotated[int, typer.Option(min=1, help="How many pictures")] = 100,
+    seed: Annotated[int, typer.Option()] = 0,
+    size: Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels")] = 128,
+) -> None:
+    """Write the embedded data set to disk: picture files and their json."""
+    from vlmzoo.data.scenes_disk import write
+
+    try:
+        write(folder, layout=layout.value, split=split, length=length, seed=seed, size=size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(f"{length} pictures and {layout.value}.json in {folder}")

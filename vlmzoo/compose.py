@@ -1,0 +1,299 @@
+"""Names and mappings to models: presets, part by part changes, starting weights, and the processor that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
+
+from vlmzoo import registry
+from vlmzoo.config import ConfigError, load_yaml, merge, nearest, part_config
+from vlmzoo.models.base import ZooModel, read_weights
+from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
+from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
+from vlmzoo.nn.language import language_config
+from vlmzoo.nn.text import text_config
+from vlmzoo.nn.vision import EXTRAS, vision_config
+from vlmzoo.processing.image import ImageTransform
+from vlmzoo.processing.processor import IMAGE, Processor
+from vlmzoo.processing.text import TINY_TOKENIZER, template
+
+CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
+    "vision_lm": (VisionLM, VisionLMConfig),
+    "dual_encoder": (DualEncoder, DualEncoderConfig),
+}
+TOWERS = {"vision": vision_config, "language": language_config, "text": text_config}
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+# heads of a published dual encoder, by our names
+PUBLISHED_HEADS = {
+    "vision_projection.weight": "visual_projection.weight",
+    "text_projection.weight": "text_projection.weight",
+    "logit_scale": "logit_scale",
+    "logit_bias": "logit_bias",
+}
+
+
+def build(
+    source: str | Path | Mapping[str, Any] | PreTrainedConfig,
+    *,
+    pretrained: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **changes: Any,
+) -> ZooModel:
+    """Compose a model.
+
+    Args:
+        source: a preset's name (``available("models")``), a YAML file, a mapping, or a model config.
+        pretrained: load the towers a preset names from the Hub; the parts between them stay new.
+        device: where the parameters are made; ``"meta"`` costs nothing and gives shapes only.
+        dtype: of all parameters; float32 by default.
+        changes: parts and fields laid over the source: a mapping, a kind's name, or for a tower a Hub id or folder
+            (its sizes and its weights are taken).
+
+    Raises:
+        ConfigError: wrong names, unknown keys, sizes that do not fit; with path, value and the nearest valid thing.
+    """
+    tree = source if isinstance(source, PreTrainedConfig) and not changes else resolve(source, **changes)
+    config = tree if isinstance(tree, PreTrainedConfig) else configure(tree)
+    cls = next((model for model, schema in CLASSES.values() if isinstance(config, schema)), None)
+    if cls is None:
+        raise ConfigError(f"model: {type(config).__name__} is not a model of this zoo")
+    with torch.device(device or "cpu"):
+        try:
+            model = cls._from_config(config, **({"dtype": dtype} if dtype else {}))
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"model: {' '.join(str(error).split())[:400]}") from error
+    if isinstance(tree, Mapping) and torch.device(device or "cpu").type != "meta":
+        _start_weights(model, tree, pretrained)
+    return model
+
+
+def resolve(source: Any, **changes: Any) -> dict[str, Any]:
+    """The full tree of a source with changes laid over it; presets are expanded, nothing is built."""
+    if isinstance(source, (str, Path)) and str(source).endswith((".yaml", ".yml")):
+        tree: dict[str, Any] = load_yaml(source)
+    elif isinstance(source, (str, Path)):
+        tree = {"preset": str(source)}
+    elif isinstance(source, Mapping):
+        tree = dict(source)
+    else:
+        raise ConfigError(
+            f"model: wanted a preset's name, a .yaml file or a mapping, got {type(source).__name__}"
+        )
+    if "preset" in tree:
+        name = tree.pop("preset")
+        try:
+            base = registry.lookup("models", name)()
+        except KeyError as error:
+            raise ConfigError(f"model: {error.args[0]}") from None
+        tree = _lay_over(base, tree)
+    return _lay_over(tree, changes)
+
+
+def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for name, change in changes.items():
+        if isinstance(change, BaseModel):
+            change = change.model_dump()
+        if isinstance(change, str) and name in TOWERS:
+            known = registry.names("languages" if name == "language" else "visions")
+            change = {"kind": change} if change in known else {"from": change}
+        elif isinstance(change, str) and name in ("connector", "fusion"):
+            change = {"kind": change}
+        if isinstance(change, Mapping) and name in TOWERS and "from" in change:
+            change = _started(tree.get(name) or {}, dict(change), name)
+        else:
+            change = merge(tree.get(name), change, name)
+        tree = {**tree, name: change}
+    return tree
+
+
+def _started(base: Mapping[str, Any], change: dict[str, Any], name: str) -> dict[str, Any]:
+    """A tower that starts from somewhere takes its sizes there; only how it is read is kept from the preset."""
+    kept = {key: base[key] for key in EXTRAS if key in base} if name == "vision" else {}
+    if "kind" not in change:
+        change["kind"] = _kind_of(str(change["from"]), name, str(base.get("kind", "")))
+    return {**kept, **change}
+
+
+def _kind_of(source: str, name: str, guess: str) -> str:
+    try:
+        published, _ = PreTrainedConfig.get_config_dict(source)
+    except OSError as error:
+        raise ConfigError(
+            f"{name}.from: cannot read {source!r}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    inner = published.get(name) or published.get(f"{name}_config") or published
+    if isinstance(inner, Mapping) and "kind" in inner:
+        return str(inner["kind"])
+    model_type = str(inner.get("model_type", "") if isinstance(inner, Mapping) else "")
+    return model_type.removesuffix("_vision_model").removesuffix("_text_model") or guess
+
+
+def configure(tree: Mapping[str, Any]) -> PreTrainedConfig:
+    """The model config of a full tree.
+
+    Raises:
+        ConfigError: unknown class, part, key or size.
+    """
+    name = str(tree.get("class", "vision_lm"))
+    if name not in CLASSES:
+        raise ConfigError(f"model.class: {name!r}; {nearest(name, CLASSES)}")
+    schema = CLASSES[name][1]
+    known = {key for key in schema.__annotations__} | {"class", "name"}
+    for key in tree:
+        if key not in known:
+            raise ConfigError(f"model.{key}: unknown key; {nearest(key, known)}")
+    missing = [key for key in TOWERS if key in known and not tree.get(key)]
+    if missing:
+        raise ConfigError(f"model.{missing[0]}: missing (give a preset, or a kind and sizes)")
+    fields = {
+        key: TOWERS[key](value) if key in TOWERS else value
+        for key, value in tree.items()
+        if key in schema.__annotations__
+    }
+    for name in ("connector", "fusion"):
+        if tree.get(name) is not None:
+            fields[name] = part_config(f"{name}s", tree[name], f"model.{name}").model_dump()
+    return schema(**fields)
+
+
+# --- starting weights --------------------------------------------------------------------------------------------
+
+
+def _start_weights(model: ZooModel, tree: Mapping[str, Any], pretrained: bool) -> None:
+    starts = {}
+    for name in TOWERS:
+        part = tree.get(name)
+        source = (
+            part.get("from") or (part.get("hub") if pretrained else None)
+            if isinstance(part, Mapping)
+            else None
+        )
+        if source:
+            _load_part(model, name, str(source))
+            starts[name] = str(source)
+    if pretrained and isinstance(model, DualEncoder) and "text" in starts:
+        _load_heads(model, starts["text"])
+        starts.update(
+            dict.fromkeys(
+                ("vision_projection", "text_projection", "logit_scale", "logit_bias"), starts["text"]
+            )
+        )
+    model.config.starts = starts or None
+
+
+def is_zoo_folder(source: str | Path) -> bool:
+    """Whether a folder holds a model saved by this package."""
+    file = Path(source) / "config.json"
+    return file.is_file() and '"model_type": "vlmzoo_' in file.read_text(encoding="utf-8")
+
+
+def _load_part(model: ZooModel, name: str, source: str) -> None:
+    part = getattr(model, name)
+    if is_zoo_folder(source):
+        weights = read_weights(source, f"{name}.")
+    elif name == "language":
+        weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
+        weights = _grown(weights, part)
+    else:
+        weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+    try:
+        part.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{name}.from: {source!r} does not fit: {' '.join(str(error).split())[:500]}"
+        ) from None
+
+
+def _grown(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:
+    """Embedding rows beyond the published vocabulary start at the mean of the published ones."""
+    wanted = language.state_dict()
+    for name, tensor in weights.items():
+        target = wanted.get(name)
+        if target is not None and target.shape[1:] == tensor.shape[1:] and len(target) > len(tensor):
+            extra = (
+                tensor.float()
+                .mean(dim=0, keepdim=True)
+                .to(tensor.dtype)
+                .expand(len(target) - len(tensor), *tensor.shape[1:])
+            )
+            weights[name] = torch.cat([tensor, extra])
+    return weights
+
+
+def _load_heads(model: DualEncoder, source: str) -> None:
+    file = cached_file(source, "model.safetensors")
+    own = dict(model.named_parameters())
+    with safe_open(file, "pt") as tensors:
+        for ours, theirs in PUBLISHED_HEADS.items():
+            if ours in own:
+                own[ours].data.copy_(tensors.get_tensor(theirs).reshape(own[ours].shape))
+
+
+# --- the processor -----------------------------------------------------------------------------------------------
+
+
+def tokenizer_of(source: str | Path) -> Any:
+    """A tokenizer with an ``<image>`` token: ``tiny`` (the embedded one), a Hub id or a folder.
+
+    Raises:
+        ConfigError: no tokenizer there.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(TINY_TOKENIZER if str(source) == "tiny" else source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    if IMAGE not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": IMAGE}})
+    return tokenizer
+
+
+def processor_for(
+    model: ZooModel,
+    tokenizer: Any = "tiny",
+    *,
+    template_name: str = "short",
+    image_fit: str | None = None,
+) -> Processor:
+    """The processor that fits a model: its picture size, its number of image tokens, its vocabulary.
+
+    Args:
+        tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
+        template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
+
+    Raises:
+        ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
+    """
+    template(template_name)
+    tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    siglip = model.config.vision.kind == "siglip"
+    fit = image_fit or ("squash" if siglip else "crop")
+    mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
+    transform = ImageTransform(model.vision.image_size, fit, mean, std)  # type: ignore[arg-type]
+    rows = model.config.get_text_config().vocab_size
+    highest = max(tokenizer.get_vocab().values())
+    if isinstance(model, DualEncoder):
+        if highest >= rows and tokenizer.convert_tokens_to_ids(IMAGE) < highest:
+            raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
+        length = model.config.text.max_position_embeddings
+        return Processor(
+            transform.stock(), tokenizer, max_length=length, pad_to_max=model.config.text.kind == "siglip"
+        )
+    if highest >= rows:
+        raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
+    if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:
+        own = tokenizer.convert_tokens_to_ids(IMAGE)
+        raise ConfigError(
+            f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
+        )
+    return Processor(transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name)

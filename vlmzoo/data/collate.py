@@ -1,0 +1,148 @@
+"""Rows to batches: encoding one row at a time (where a bad one is caught), then joining tensors.
+
+Shapes: B rows, T tokens, I pictures in reading order over the rows, S side of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vlmzoo.processing.processor import Processor
+from vlmzoo.types import IGNORE_INDEX, Row, RowError
+
+
+@dataclass
+class Sample:
+    """One encoded row."""
+
+    ids: list[int]
+    labels: list[int] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+
+
+class Collate(Protocol):
+    """Encode rows, join samples."""
+
+    def encode(self, row: Row, root: Any = None) -> Sample:
+        """One row; raises RowError if it cannot be used."""
+
+    def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The batch."""
+
+
+class LanguageCollate:
+    """Prompts with labels for the objective ``language``; packed where the language model keeps texts apart.
+
+    Args:
+        processor: of the model. max_length: longest sample in tokens; None for no bound.
+        template: a template's name, the processor's own if None.
+        pack_length: length of packed rows (at least the longest sample); None pads each sample to the longest.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        max_length: int | None = None,
+        template: str | None = None,
+        pack_length: int | None = None,
+    ) -> None:
+        self.processor = processor
+        self.max_length = max_length
+        self.template = template
+        self.pack_length = pack_length
+
+    def encode(self, row: Row, root: Any = None) -> Sample:
+        """Ids, labels and pictures of a row.
+
+        Raises:
+            RowError: nothing supervised, pictures missing or unreadable, a picture cut by ``max_length``.
+        """
+        ids, labels = self.processor.supervised(row, self.max_length, self.template)
+        return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.processor.pictures(row, root))
+
+    def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """``input_ids``, ``labels``, ``position_ids`` (packed) or ``attention_mask`` (padded), ``pixel_values``."""
+        if self.pack_length is None:
+            return self._with_pictures(self._padded(samples), samples)
+        bins = pack(samples, max(self.pack_length, *(len(sample.ids) for sample in samples)))
+        rows = [self._packed_row(members) for members in bins]
+        length = max(len(row[0]) for row in rows)
+        fill = (self._pad_id(), IGNORE_INDEX, 0)
+        columns = [
+            torch.tensor([row[i] + [fill[i]] * (length - len(row[i])) for row in rows]) for i in range(3)
+        ]
+        batch = dict(zip(("input_ids", "labels", "position_ids"), columns, strict=True))
+        return self._with_pictures(batch, [sample for members in bins for sample in members])
+
+    def _packed_row(self, members: Sequence[Sample]) -> tuple[list[int], list[int], list[int]]:
+        ids = [token for sample in members for token in sample.ids]
+        labels = [label for sample in members for label in sample.labels]
+        positions = [position for sample in members for position in range(len(sample.ids))]
+        return ids, labels, positions
+
+    def _padded(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        batch = self.processor.pad([sample.ids for sample in samples])
+        labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
+        for row, sample in enumerate(samples):
+            labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
+        return {**batch, "labels": labels}
+
+    def _with_pictures(self, batch: dict[str, Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        return {**batch, "pixel_values": torch.stack(pictures)} if pictures else batch
+
+    def _pad_id(self) -> int:
+        return self.processor.tokenizer.pad_token_id or 0
+
+
+def pack(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
+    """Best fit, longest first: bins of at most ``length`` tokens; deterministic."""
+    bins: list[list[Sample]] = []
+    rooms: list[int] = []
+    for sample in sorted(samples, key=lambda s: -len(s.ids)):
+        fits = [i for i, room in enumerate(rooms) if room >= len(sample.ids)]
+        best = min(fits, key=lambda i: rooms[i], default=None)
+        if best is None:
+            bins.append([])
+            rooms.append(length)
+            best = len(bins) - 1
+        bins[best].append(sample)
+        rooms[best] -= len(sample.ids)
+    return bins
+
+
+class PairsCollate:
+    """Picture and text of each row for the objective ``contrastive``.
+
+    Args:
+        processor: of a dual encoder.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
+
+    def encode(self, row: Row, root: Any = None) -> Sample:
+        """Token ids of the row's texts, joined, and its picture.
+
+        Raises:
+            RowError: not exactly one picture, or no text.
+        """
+        texts = [part["text"] for part in row["parts"] if part["type"] == "text" and part["text"]]
+        if len(row["images"]) != 1 or not texts:
+            raise RowError(
+                f"a pair needs one picture and a text; {len(row['images'])} pictures, {len(texts)} texts"
+            )
+        return Sample(
+            self.processor.caption_ids(" ".join(map(str, texts))), [], self.processor.pictures(row, root)
+        )
+
+    def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask`` [B, T] and ``pixel_values`` [B, 3, S, S]."""
+        length = self.processor.max_length if self.processor.pad_to_max else None
+        texts = self.processor.pad([sample.ids for sample in samples], length=length)
+        return {**texts, "pixel_values": torch.stack([sample.pictures[0] for sample in samples])}

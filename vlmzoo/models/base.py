@@ -1,0 +1,113 @@
+"""What the three model classes share: printing as a table of parts, parts that start from weights, dtype plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlmzoo.nn.attention import Component
+
+
+class ZooModel(PreTrainedModel):
+    """A ``PreTrainedModel`` composed of parts.
+
+    ``PARTS`` names the attributes that are parts, in reading order; configs, state dicts, ``learn`` trees and this
+    table use the same words.
+    """
+
+    PARTS: tuple[str, ...] = ()
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    supports_gradient_checkpointing = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Parts initialise themselves; towers and language models are transformers models and do the same."""
+        if isinstance(module, Component):
+            module.init_weights()
+
+    def parts(self) -> dict[str, nn.Module | nn.Parameter]:
+        """Name to part, in reading order."""
+        return {name: getattr(self, name) for name in self.PARTS if getattr(self, name) is not None}
+
+    def idle_parameters(self) -> set[str]:
+        """Names of parameters that no verb of this model reaches; they cannot be told to learn."""
+        return set()
+
+    def plan_dtypes(self, compute: torch.dtype) -> None:
+        """Frozen parameters in the compute dtype, learning ones in float32 (Flamingo, appendix B.1.1)."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+
+    def part_table(self) -> list[dict[str, Any]]:
+        """One row a part: name, kind, parameters, learning parameters, starting weights."""
+        starts = getattr(self.config, "starts", None) or {}
+        rows = []
+        for name, part in self.parts().items():
+            parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+            rows.append(
+                {
+                    "part": name,
+                    "kind": self._kind(name),
+                    "parameters": sum(p.numel() for p in parameters),
+                    "learning": sum(p.numel() for p in parameters if p.requires_grad),
+                    "starts from": starts.get(name, "random"),
+                }
+            )
+        return rows
+
+    def _kind(self, name: str) -> str:
+        tree = getattr(self.config, name, None)
+        if isinstance(tree, Mapping):
+            return str(tree["kind"])
+        return str(getattr(tree, "kind", getattr(tree, "model_type", "parameter")))
+
+    def table(self) -> str:
+        """The table of parts as text."""
+        lines = [("part", "kind", "parameters", "state", "starts from")]
+        for row in self.part_table():
+            learning = "learning" if row["learning"] == row["parameters"] else f"learning {row['learning']:,}"
+            state = learning if row["learning"] else ("frozen" if row["parameters"] else "no parameters")
+            lines.append((row["part"], row["kind"], f"{row['parameters']:,}", state, str(row["starts from"])))
+        total = sum(p.numel() for p in self.parameters())
+        lines.append(("total", type(self).__name__, f"{total:,}", "", ""))
+        widths = [max(len(line[column]) for line in lines) for column in range(5)]
+        return "\n".join(
+            "  ".join(cell.rjust(w) if i == 2 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+            for line in lines
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def read_weights(folder: str | Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Tensors of a vlmzoo folder whose names start with ``prefix``, the prefix removed.
+
+    Raises:
+        FileNotFoundError: no safetensors file there.
+        KeyError: no tensor with that prefix.
+    """
+    from safetensors import safe_open
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no .safetensors file")
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            found.update(
+                {
+                    k.removeprefix(prefix): tensors.get_tensor(k)
+                    for k in tensors.keys()
+                    if k.startswith(prefix)
+                }
+            )
+    if not found:
+        raise KeyError(f"{folder}: no tensor named {prefix}*")
+    return found

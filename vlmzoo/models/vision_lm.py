@@ -1,0 +1,438 @@
+"""VisionLM: vision encoder, connector, fusion, language model. LLaVA and Flamingo are this class with other parts.
+
+Shapes: B rows, T tokens, I pictures in the batch (reading order over rows), F frames, N tower tokens, L visual
+tokens a picture after the connector, J pictures in the fullest row, V vocabulary, U supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from vlmzoo.config import ConfigError, read_part
+from vlmzoo.models.base import ZooModel
+from vlmzoo.nn import language as lm
+from vlmzoo.nn.connectors.gated_cross_attention import Gaze
+from vlmzoo.nn.vision import VisionEncoder
+from vlmzoo.types import IGNORE_INDEX, Batch
+
+
+class VisionLMConfig(PreTrainedConfig):
+    """The tree of a VisionLM.
+
+    Attributes:
+        vision, language: transformers config objects, shared with the towers built from them.
+        connector, fusion: mappings with a ``kind``, validated against the registry.
+        image_token_id: the id of ``<image>`` in the language model's vocabulary.
+        starts: for each part, where its weights came from ("random" if absent).
+    """
+
+    model_type = "vlmzoo_vision_lm"
+    sub_configs_defaults = {
+        "vision": SubConfigSpec(AutoConfig, "clip_vision_model"),
+        "language": SubConfigSpec(AutoConfig, "llama"),
+    }
+
+    vision: dict | PreTrainedConfig | None = None
+    language: dict | PreTrainedConfig | None = None
+    connector: dict | None = None
+    fusion: dict | None = None
+    image_token_id: int = 2
+    starts: dict | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name in ("connector", "fusion"):
+            part = read_part(
+                f"{name}s", getattr(self, name) or {"connector": "mlp", "fusion": "splice"}[name]
+            )
+            setattr(self, name, part.model_dump())
+        for name, default in (("feature_layer", None), ("cls", "drop"), ("kind", "clip")):
+            if not hasattr(self.vision, name):
+                setattr(self.vision, name, default)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The language model's config object itself: caches and resizing read and write it."""
+        return self.language
+
+
+@dataclass
+class Media:
+    """The pictures of a batch on their way into the language model; made once per call of generate.
+
+    Attributes:
+        tokens: visual tokens [I, L, C].
+        counts: pictures of each row, in row order; None lets the fusion read it from the prompt.
+        gaze: for gated fusion, the rows' pictures with their keys and values, kept while generating.
+    """
+
+    tokens: Tensor
+    counts: list[int] = field(default_factory=list)
+    gaze: Gaze | None = None
+
+
+class VisionLM(ZooModel, GenerationMixin):
+    """Pictures and text in, text out. Offers the verb Speaks.
+
+    Args:
+        config: the tree; ``vlmzoo.build`` makes it from names and mappings.
+    """
+
+    config_class = VisionLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    PARTS = ("vision", "connector", "fusion", "language")
+
+    def __init__(self, config: VisionLMConfig) -> None:
+        super().__init__(config)
+        fusion = read_part("fusions", config.fusion)
+        self.vision = VisionEncoder(config.vision)
+        self.language = AutoModelForCausalLM.from_config(config.language)
+        self.fusion = fusion.build(
+            image_token_id=config.image_token_id,
+            num_layers=config.language.num_hidden_layers,
+            dim=lm.layer_width(config.language),
+            context_dim=self.vision.dim,
+        )
+        width = self.fusion.width_for(self.vision.dim, lm.width(config.language))
+        self.connector = read_part("connectors", config.connector).build(self.vision.dim, width)
+        rows = self.language.get_input_embeddings().num_embeddings
+        if not 0 <= config.image_token_id < rows:
+            raise ConfigError(
+                f"image_token_id: {config.image_token_id} is outside the vocabulary of {rows} rows"
+            )
+        if not self.fusion.in_prompt:
+            self.fusion.attach(lm.decoder_layers(self.language))
+        self.post_init()
+
+    # --- the transformers contract ---------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.language.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the language model's."""
+        self.language.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.language.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Set the language model's."""
+        self.language.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resize the language model's vocabulary; its own config (shared with ours) follows."""
+        return self.language.resize_token_embeddings(*args, **kwargs)
+
+    def get_decoder(self) -> nn.Module:
+        """The language model's decoder."""
+        return self.language.get_decoder()
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recompute layers in the backward pass instead of keeping their activations (same gradients)."""
+        for tower in (self.vision.tower, self.language):
+            if on:
+                tower.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                tower.gradient_checkpointing_disable()
+        for block in getattr(self.fusion, "blocks", {}).values():
+            block.checkpointing = on
+
+    def idle_parameters(self) -> set[str]:
+        """Tower layers above the chosen feature layer."""
+        return {f"vision.{name}" for name in self.vision.idle_parameters()}
+
+    # --- pictures --------------------------------------------------------------------------------------------
+
+    @property
+    def image_tokens(self) -> int:
+        """How many ids the processor writes for one ``<image>``."""
+        return self.connector.tokens_per_image(self.vision.num_tokens) if self.fusion.in_prompt else 1
+
+    def encode_pictures(self, pixel_values: Tensor) -> Tensor:
+        """Pictures [I, 3, H, W] or frames [I, F, 3, H, W] to tower features [I, F, N, D]."""
+        frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
+        flat = rearrange(pixel_values, "i f c h w -> (i f) c h w") if pixel_values.ndim == 5 else pixel_values
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())
+        with nullcontext() if learns else torch.no_grad():
+            features = self.vision(flat.to(self.vision.tower.dtype))
+        return rearrange(features, "(i f) n d -> i f n d", f=frames)
+
+    def media(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_features: Tensor | None = None
+    ) -> Media:
+        """The pictures of a prompt, encoded and connected.
+
+        Args:
+            input_ids: [B, T], to count each row's pictures.
+            pixel_values: [I, 3, H, W], or [I, F, 3, H, W] for frames. image_features: [I, F, N, D] instead, if the
+                tower has run before.
+
+        Raises:
+            ValueError: the prompt wants another number of pictures than there are.
+        """
+        if image_features is None and pixel_values is not None and len(pixel_values):
+            image_features = self.encode_pictures(pixel_values)
+        frames = 1 if image_features is None else image_features.shape[1]
+        width = (
+            self.connector.tokens_per_image(self.vision.num_tokens, frames) if self.fusion.in_prompt else 1
+        )
+        counts = (input_ids == self.config.image_token_id).sum(dim=1)
+        if bool((counts % width).any()):
+            raise ValueError(f"rows hold {counts.tolist()} image tokens; a picture takes {width}")
+        pictures = (counts // width).tolist()
+        given = 0 if image_features is None else len(image_features)
+        if sum(pictures) != given:
+            raise ValueError(
+                f"the prompt has places for {sum(pictures)} pictures (by row: {pictures}), {given} were given"
+            )
+        if image_features is None:
+            return Media(self._dummy_tokens(), pictures)
+        return Media(self._connect(image_features, pictures), pictures)
+
+    def _connect(self, features: Tensor, pictures: list[int]) -> Tensor:
+        features = features.to(next(self.connector.parameters()).dtype)
+        if getattr(self.connector, "media_embeds", None) is None:
+            return self.connector(features)
+        place = torch.cat([torch.arange(n, device=features.device) for n in pictures])
+        return self.connector(features, place)
+
+    def _dummy_tokens(self) -> Tensor:
+        """Tokens of one zero picture that no text sees: text-only rows leave zero, not missing, gradients."""
+        weight = next(self.connector.parameters())
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters()):
+            side = self.vision.image_size
+            features = self.encode_pictures(weight.new_zeros(1, 3, side, side))
+        else:
+            features = weight.new_zeros(1, 1, self.vision.num_tokens, self.vision.dim)
+        return self._connect(features, [1])
+
+    # --- text ------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        media: Media | None = None,
+        media_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the language model on text and pictures.
+
+        Args:
+            input_ids: [B, T]; every picture's place holds ``image_token_id`` (L times for splice, once for gated).
+            attention_mask, position_ids, past_key_values, use_cache: as in transformers.
+            pixel_values: [I, 3, H, W] or [I, F, 3, H, W], pictures in reading order over the rows.
+            image_features: [I, F, N, D] instead of pixels. media: already encoded pictures instead of either.
+            media_index: [B, T], for gated fusion: the picture each position sees, from 1; 0 sees none. By default the
+                last ``<image>`` up to the position.
+            labels: [B, T] unshifted, -100 ignored; the token mean becomes ``loss``.
+
+        Returns:
+            transformers' causal LM output, logits [B, T, V].
+        """
+        if media is None:
+            media = self.media(input_ids, pixel_values, image_features)
+        embeds = (
+            self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        )  # [B, T, D]
+        if self.fusion.in_prompt:
+            embeds = self._spliced(embeds, input_ids, media)
+        if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
+        with self._looking(media, input_ids, media_index, bool(use_cache)):
+            out = self.language(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        if labels is not None:
+            out.loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return out
+
+    def _spliced(self, embeds: Tensor, input_ids: Tensor, media: Media) -> Tensor:
+        if not any(media.counts):
+            return embeds + 0.0 * media.tokens.sum().to(embeds.dtype)
+        if embeds.shape[1] == 1 and not bool((input_ids == self.config.image_token_id).any()):
+            return embeds  # a decoding step: the pictures went in with the prompt
+        copies = len(embeds) // len(media.counts)  # beams or returned sequences a row
+        tokens = media.tokens
+        if copies > 1:
+            per_row = tokens.split(media.counts)
+            tokens = torch.cat([row for row in per_row for _ in range(copies)])
+        return self.fusion(embeds, input_ids, tokens)
+
+    @contextmanager
+    def _looking(self, media: Media, input_ids: Tensor, index: Tensor | None, keep: bool) -> Iterator[None]:
+        if self.fusion.in_prompt:
+            yield
+            return
+        if index is None:
+            index = (input_ids == self.config.image_token_id).cumsum(dim=1)  # [B, T]
+        if media.gaze is None:
+            media.gaze = Gaze(pad_rows(media.tokens, media.counts), index)
+        media.gaze.index, media.gaze.keep = index, keep and not torch.is_grad_enabled()
+        with self.fusion.given(media.gaze):
+            yield
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Negative log-likelihood of each supervised token, [U] in reading order; logits are made only there.
+
+        Args:
+            batch: what the language collator makes: input_ids, labels (unshifted) and, if there are any,
+                attention_mask, position_ids, pixel_values or image_features.
+        """
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        targets = batch["labels"][:, 1:]
+        supervised = targets != IGNORE_INDEX  # [B, T - 1]
+        with lm.head_only_at(self.language, F.pad(supervised, (0, 1))):
+            logits = self(**inputs, use_cache=False).logits[0]  # [U, V]
+        return F.cross_entropy(logits.float(), targets[supervised], reduction="none")
+
+    # --- generation ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Answer; transformers' ``generate`` with pictures.
+
+        Args:
+            inputs: prompt ids [B, T], left-padded (or ``input_ids=``). pixel_values or image_features: the pictures.
+            kwargs: everything transformers' generate takes. ``<image>`` itself is never generated.
+
+        Returns:
+            As transformers gives it: prompt and new ids [B * returned, T'].
+        """
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if input_ids is None:
+            raise ValueError("generate needs input_ids, the prompt made by the Processor")
+        media = self.media(input_ids, kwargs.pop("pixel_values", None), kwargs.pop("image_features", None))
+        banned = [*(kwargs.pop("suppress_tokens", None) or []), self.config.image_token_id]
+        return super().generate(input_ids, media=media, suppress_tokens=banned, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """transformers' inputs of one step, and which picture each of its positions sees, from the whole text."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        if not self.fusion.in_prompt:
+            index = (input_ids == self.config.image_token_id).cumsum(dim=1)
+            inputs["media_index"] = index[:, -inputs["input_ids"].shape[1] :]
+        return inputs
+
+
+def pad_rows(tokens: Tensor, counts: list[int]) -> Tensor:
+    """Pictures by row, [B, J, L, C] with zeros for rows that have fewer, from [I, L, C] in reading order.
+
+    A batch without pictures holds one dummy; it goes to the first row, where no text sees it.
+    """
+    owned = counts if any(counts) else [len(tokens), *[0] * (len(counts) - 1)]
+    rows = torch.nn.utils.rnn.pad_sequence(list(tokens.split(owned)), batch_first=True)
+    return rows
+
+
+# --- presets: plain functions, sizes written out so that no network is needed ------------------------------------
+
+
+def clip_vision(size: str = "l-14-336", **changes: Any) -> dict[str, Any]:
+    """OpenAI's CLIP ViT-L/14 at 336 px, read at the last layer but one (LLaVA-1.5, section 3.4)."""
+    return {
+        "kind": "clip", "hub": "openai/clip-vit-large-patch14-336", "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+        "projection_dim": 768, "feature_layer": -2, "cls": "drop", **changes,
+    }  # fmt: skip
+
+
+def _vicuna(source: str, hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "kind": "llama", "hub": source, "hidden_size": hidden, "intermediate_size": intermediate,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": 32064,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32001,
+    }  # fmt: skip
+
+
+def llava_1_5_7b() -> dict[str, Any]:
+    """LLaVA-1.5 on Vicuna 7B v1.5 (Liu et al. 2023): 7,063,427,072 parameters.
+
+    As in the published transformers checkpoint the vocabulary has 64 rows more than Vicuna's, ``<image>`` the first.
+    """
+    language = _vicuna("lmsys/vicuna-7b-v1.5", 4096, 11008, 32, 32)
+    return _llava(clip_vision(), language, image_token_id=32000)
+
+
+def llava_1_5_13b() -> dict[str, Any]:
+    """LLaVA-1.5 on Vicuna 13B v1.5: 13,351,494,656 parameters."""
+    language = _vicuna("lmsys/vicuna-13b-v1.5", 5120, 13824, 40, 40)
+    return _llava(clip_vision(), language, image_token_id=32000)
+
+
+def _llava(vision: dict[str, Any], language: dict[str, Any], image_token_id: int) -> dict[str, Any]:
+    return {
+        "class": "vision_lm", "vision": vision, "connector": {"kind": "mlp"}, "fusion": {"kind": "splice"},
+        "language": language, "image_token_id": image_token_id,
+    }  # fmt: skip
+
+
+def tiny_vision(**changes: Any) -> dict[str, Any]:
+    """The tower of ``clip-tiny``: stock CLIP shape, 32 px, patch 8."""
+    return {
+        "kind": "clip", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "image_size": 32, "patch_size": 8, "projection_dim": 64, "hidden_act": "gelu", **changes,
+    }  # fmt: skip
+
+
+def tiny_language(**changes: Any) -> dict[str, Any]:
+    """A Llama of 128 x 4 over the tiny tokenizer's 512 ids."""
+    return {
+        "kind": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512, "max_position_embeddings": 512,
+        "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0, **changes,
+    }  # fmt: skip
+
+
+def llava_tiny() -> dict[str, Any]:
+    """LLaVA shape that learns the scenes in minutes on one core; exports to stock transformers."""
+    return _llava(tiny_vision(feature_layer=-2, cls="drop"), tiny_language(), image_token_id=2)
+
+
+def flamingo_tiny() -> dict[str, Any]:
+    """Flamingo shape at the same sizes: 8 latents, a gated block before every layer."""
+    connector = {
+        "kind": "perceiver",
+        "num_latents": 8,
+        "depth": 1,
+        "heads": 4,
+        "dim_head": 16,
+        "activation": "sq_relu",
+    }
+    fusion = {
+        "kind": "gated_cross_attention",
+        "every": 1,
+        "heads": 4,
+        "dim_head": 16,
+        "activation": "sq_relu",
+    }
+    tree = _llava(tiny_vision(feature_layer=-2, cls="drop"), tiny_language(), image_token_id=2)
+    return {**tree, "connector": connector, "fusion": fusion}

@@ -1,0 +1,113 @@
+"""The one attention of the zoo (the resampler and the gated blocks use it) and its feed-forward.
+
+Shapes: B rows, T queries, M keys, H heads, E head width, D width of the queries, C width of the context.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import initialization as init
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "sq_relu": lambda x: F.relu(x).square(), "silu": F.silu}
+KeysValues = tuple[Tensor, Tensor]  # each [B, H, M, E]
+
+
+class Component(nn.Module):
+    """Base of every part made here: ``init_weights`` covers all its own raw parameters and buffers.
+
+    transformers leaves tensors that a checkpoint lacks as uninitialised memory; the models call this last from
+    ``_init_weights``, and only functions of ``transformers.initialization`` are used, which leave loaded tensors
+    alone.
+    """
+
+    def init_weights(self) -> None:
+        """Write the declared start into every parameter and non-persistent buffer."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                init.ones_(module.weight)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to a context, by SDPA; keys and values can be made once and kept.
+
+    Args:
+        dim: width D of the queries and of the output.
+        context_dim: width C of the context.
+        heads, dim_head: H heads of E channels; H * E need not equal D.
+        qk_norm: layer norm per head on queries and keys (Idefics' resampler).
+    """
+
+    def __init__(self, dim: int, context_dim: int, heads: int, dim_head: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+        self.q_norm = nn.LayerNorm(dim_head) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim_head) if qk_norm else nn.Identity()
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Keys and values of a context [B, M, C]: two tensors [B, H, M, E]."""
+        keys = rearrange(self.to_k(context), "b m (h e) -> b h m e", h=self.heads)
+        values = rearrange(self.to_v(context), "b m (h e) -> b h m e", h=self.heads)
+        return self.k_norm(keys), values
+
+    def forward(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: queries [B, T, D].
+            keys_values: of :meth:`keys_values`.
+            mask: booleans [B, T, M], True where a query may look. A query that may look nowhere gives exactly 0.
+
+        Returns:
+            [B, T, D].
+        """
+        keys, values = keys_values
+        queries = self.q_norm(rearrange(self.to_q(x), "b t (h e) -> b h t e", h=self.heads))
+        if mask is None:
+            attended = F.scaled_dot_product_attention(queries, keys, values)
+        else:
+            blind = ~mask.any(
+                dim=-1, keepdim=True
+            )  # [B, T, 1]; softmax over nothing is NaN, so let it look, then zero
+            attended = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=(mask | blind)[:, None]
+            )
+            attended = attended.masked_fill(blind[:, None], 0.0)
+        return self.to_out(rearrange(attended, "b h t e -> b t (h e)"))
+
+
+class FeedForward(nn.Module):
+    """Layer norm, widen by ``mult``, activate, narrow; no biases in the linears (Flamingo, appendix A.1)."""
+
+    def __init__(self, dim: int, mult: int = 4, activation: str = "gelu") -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, dim * mult, bias=False)
+        self.down = nn.Linear(dim * mult, dim, bias=False)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D], without the residual."""
+        return self.down(ACTIVATIONS[self.activation](self.up(self.norm(x))))
+
+
+def rows_of(x: Tensor, rows: int) -> Tensor:
+    """Fold beams or returned sequences into the query axis: [rows * K, T, D] to [rows, K * T, D]."""
+    return rearrange(x, "(b k) t d -> b (k t) d", b=rows)
+
+
+def unfold_rows(x: Tensor, rows: int) -> Tensor:
+    """The inverse of :func:`rows_of` for ``rows`` = the number of rows wanted: [b, K * T, D] to [rows, T, D]."""
+    return rearrange(x, "b (k t) d -> (b k) t d", k=rows // x.shape[0])

@@ -1,0 +1,208 @@
+"""Gated cross-attention (Flamingo, section 3.2): blocks that stand before layers of an untouched language model.
+
+Each block enters by a forward pre-hook (a bound method, so copies and pickles keep their own), so that the language
+model's weight names, tied weights and saving stay as they are. What the blocks look at is a ``Media`` object that a
+short scope hands to them around the language model's call.
+
+Shapes: B rows, T text tokens, J pictures a row (padded), L visual tokens a picture, D text width, C visual width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+
+from vlmzoo.config import Config
+from vlmzoo.nn.attention import Component, CrossAttention, FeedForward, KeysValues, rows_of, unfold_rows
+
+
+@dataclass
+class Gaze:
+    """What the gated blocks look at during one call of the language model.
+
+    Attributes:
+        tokens: visual tokens [B, J, L, C].
+        index: for each text position the picture it sees, [B * K, T], counted from 1; 0 or beyond the pictures
+            sees nothing. K is the number of beams or returned sequences a row, folded into the query axis.
+        kept: keys and values by block; filled on first use when ``keep`` is on (generation), so that they are made
+            once per picture and never again.
+        fired: how many blocks ran, checked after the call.
+    """
+
+    tokens: Tensor
+    index: Tensor
+    keep: bool = False
+    kept: dict[int, KeysValues] = field(default_factory=dict)
+    fired: int = 0
+
+    def mask(self, all_previous: bool) -> Tensor:
+        """Which visual tokens each text position may look at, booleans [B, K * T, J * L]."""
+        pictures = torch.arange(1, self.tokens.shape[1] + 1, device=self.index.device)  # [J]
+        index = rearrange(self.index, "(b k) t -> b (k t) 1", b=len(self.tokens))
+        known = index <= self.tokens.shape[1]
+        sees = (pictures <= index) & known if all_previous else pictures == index  # [B, K * T, J]
+        return sees.repeat_interleave(self.tokens.shape[2], dim=-1)
+
+
+class GatedBlock(nn.Module):
+    """y += tanh(a) attention(y, visual); y += tanh(b) feed_forward(y); both gates start at 0."""
+
+    def __init__(
+        self, dim: int, context_dim: int, heads: int, dim_head: int, mult: int, activation: str, media_norm: bool,
+        all_previous: bool, number: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.media_norm = nn.LayerNorm(context_dim) if media_norm else nn.Identity()
+        self.attention = CrossAttention(dim, context_dim, heads, dim_head)
+        self.feed_forward = FeedForward(dim, mult, activation)
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+        self.feed_forward_gate = nn.Parameter(torch.zeros(1))
+        self.all_previous = all_previous
+        self.number = number
+        self.checkpointing = False
+        self.gaze: Gaze | None = None  # set by the fusion's scope around one call of the language model
+
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The pre-hook of a decoder layer: its hidden states pass through this block first."""
+        if self.gaze is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self.gaze.fired += 1
+        if self.checkpointing and self.training:
+            hidden = checkpoint(self.forward, hidden, self.gaze, use_reentrant=False)
+        else:
+            hidden = self(hidden, self.gaze)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    def forward(self, x: Tensor, gaze: Gaze) -> Tensor:
+        """Hidden states [B * K, T, D] to the same shape."""
+        queries = rows_of(self.norm(x), len(gaze.tokens))  # [B, K * T, D]
+        seen = self.attention(queries, self.keys_values(gaze), gaze.mask(self.all_previous))
+        x = x + self.attention_gate.tanh() * unfold_rows(seen, len(x))
+        return x + self.feed_forward_gate.tanh() * self.feed_forward(x)
+
+    def keys_values(self, gaze: Gaze) -> KeysValues:
+        """Keys and values of all pictures, each [B, H, J * L, E], kept for the next call when the gaze says so."""
+        if self.number in gaze.kept:
+            return gaze.kept[self.number]
+        made = self.attention.keys_values(self.media_norm(rearrange(gaze.tokens, "b j l c -> b (j l) c")))
+        if gaze.keep:
+            gaze.kept[self.number] = made
+        return made
+
+
+class GatedCrossAttention(Component):
+    """The blocks of a language model, one before every ``every``-th layer.
+
+    Args:
+        num_layers: decoder layers of the language model.
+        dim, context_dim: widths D of the text, C of the visual tokens.
+        every, offset: a block before layer i where (i - offset) % every == 0. The paper and Idefics start at the
+            first layer (offset 0), OpenFlamingo at layer every - 1.
+        attend: ``immediate`` (the last picture before the text) or ``all_previous``.
+        media_norm: layer norm on the visual side too (the paper's; OpenFlamingo has none).
+
+    Raises:
+        ValueError: ``offset`` leaves no layer with a block.
+    """
+
+    in_prompt = False  # one <image> id a picture; the visual tokens enter between the layers
+
+    def __init__(
+        self,
+        num_layers: int,
+        dim: int,
+        context_dim: int,
+        *,
+        every: int = 1,
+        offset: int = 0,
+        heads: int = 8,
+        dim_head: int = 64,
+        mult: int = 4,
+        activation: str = "gelu",
+        attend: str = "immediate",
+        media_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.places = list(range(offset, num_layers, every))
+        if not self.places:
+            raise ValueError(f"fusion.offset {offset} is beyond the language model's {num_layers} layers")
+        self.blocks = nn.ModuleDict(
+            {
+                str(place): GatedBlock(
+                    dim, context_dim, heads, dim_head, mult, activation, media_norm, attend == "all_previous", number
+                )
+                for number, place in enumerate(self.places)
+            }
+        )  # fmt: skip
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linears and norms as usual; gates at 0, so that the language model starts unchanged."""
+        super().init_weights()
+        for block in self.blocks.values():
+            init.zeros_(block.attention_gate)
+            init.zeros_(block.feed_forward_gate)
+
+    def attach(self, layers: nn.ModuleList) -> None:
+        """Hook every block before its decoder layer."""
+        for place in self.places:
+            layers[place].register_forward_pre_hook(self.blocks[str(place)].enter, with_kwargs=True)
+
+    def gates(self) -> list[nn.Parameter]:
+        """All gates, attention and feed-forward."""
+        return [
+            gate for block in self.blocks.values() for gate in (block.attention_gate, block.feed_forward_gate)
+        ]
+
+    @contextmanager
+    def given(self, gaze: Gaze) -> Iterator[None]:
+        """Hand ``gaze`` to the blocks for the call inside.
+
+        Raises:
+            RuntimeError: afterwards, if some block did not run (a language model that skips or copies its layers).
+        """
+        gaze.fired = 0
+        for block in self.blocks.values():
+            block.gaze = gaze
+        try:
+            yield
+        finally:
+            for block in self.blocks.values():
+                block.gaze = None
+        if gaze.fired != len(self.blocks):
+            raise RuntimeError(
+                f"{gaze.fired} of {len(self.blocks)} gated blocks ran in one call of the language model"
+            )
+
+    def width_for(self, vision_dim: int, language_dim: int) -> int:
+        """The width the connector must give: the tower's own; the blocks take it to the text's."""
+        return vision_dim
+
+
+class GatedCrossAttentionConfig(Config):
+    """``fusion: {kind: gated_cross_attention, every: 4}``; fields are :class:`GatedCrossAttention`'s arguments."""
+
+    kind: Literal["gated_cross_attention"] = "gated_cross_attention"
+    every: PositiveInt = 1
+    offset: NonNegativeInt = 0
+    heads: PositiveInt = 8
+    dim_head: PositiveInt = 64
+    mult: PositiveInt = 4
+    activation: Literal["gelu", "relu", "sq_relu", "silu"] = "gelu"
+    attend: Literal["immediate", "all_previous"] = "immediate"
+    media_norm: bool = False
+
+    def build(self, image_token_id: int, num_layers: int, dim: int, context_dim: int) -> GatedCrossAttention:
+        """The fusion for a language model of ``num_layers`` layers and width ``dim``."""
+        return GatedCrossAttention(num_layers, dim, context_dim, **self.model_dump(exclude={"kind"}))

@@ -1,0 +1,120 @@
+"""The language model: any causal LM of transformers, its own weight names untouched.
+
+Functions, not a wrapper class, so that ``model.language`` IS the transformers model: its saving, its tied weights,
+peft and quantisation work as they do without us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from vlmzoo.config import ConfigError, nearest
+from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
+
+CAUSAL_LM = (
+    "causal_lm"  # what every row of the languages table stands for: transformers knows the class by kind
+)
+
+
+def language_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
+    """A causal LM's config from a mapping: ``kind`` is transformers' model type, sizes go by its names.
+
+    Raises:
+        ConfigError: unknown kind or field, with the nearest valid one.
+    """
+    if isinstance(tree, PreTrainedConfig):
+        return tree
+    kind = str(tree.get("kind") or _published_kind(tree))
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(f"language.kind: no causal language model {kind!r} in transformers; {_near(kind)}")
+    cls = type(AutoConfig.for_model(kind))
+    return read_tower({**tree, "kind": kind}, TowerKind(cls.__name__), {}, "language")
+
+
+def _published_kind(tree: Mapping[str, Any]) -> str:
+    if not tree.get("from"):
+        return ""
+    try:
+        published, _ = PreTrainedConfig.get_config_dict(str(tree["from"]))
+    except OSError as error:
+        raise ConfigError(
+            f"language.from: cannot read {tree['from']!r}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return str(published.get("model_type", ""))
+
+
+def _near(kind: str) -> str:
+    help_text = nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return help_text if help_text.startswith("did") else "see vlmzoo list languages"
+
+
+def decoder_layers(language: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers, in order."""
+    return layer_stack(language, language.config.get_text_config().num_hidden_layers)[2]
+
+
+def width(language_config: PreTrainedConfig) -> int:
+    """Width of the word embeddings (OPT and others may have another one than their layers)."""
+    config = language_config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+def layer_width(language_config: PreTrainedConfig) -> int:
+    """Width of the hidden states between the decoder layers."""
+    return int(language_config.get_text_config().hidden_size)
+
+
+@contextmanager
+def head_only_at(language: PreTrainedModel, positions: Tensor) -> Iterator[None]:
+    """Inside, the output head sees only the hidden states at ``positions`` (booleans [B, T]).
+
+    The model's logits become [1, U, V], U positions in reading order; everything the family does after its head
+    (soft caps, scales) still happens. Nine in ten positions of instruction data are not supervised.
+
+    Raises:
+        ValueError: the model has no output head to hook.
+    """
+    head = language.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(language).__name__} has no output embeddings")
+
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0][positions][None],)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def keeps_segments_apart(language: PreTrainedModel, tolerance: float = 1e-4) -> bool:
+    """Whether two texts in one row with restarting position ids give what each gives alone.
+
+    This is how spliced batches are packed. Some families (OPT, Falcon, MPT, Bloom) silently let the texts see each
+    other, so each model is asked once, by running it.
+    """
+    vocabulary = language.get_input_embeddings().num_embeddings
+    device = language.get_input_embeddings().weight.device
+    ids = torch.arange(11, device=device)[None] % vocabulary
+    lengths = (6, 5)
+    positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
+    was_training = language.training
+    language.eval()
+    try:
+        packed = language(input_ids=ids, position_ids=positions, use_cache=False).logits
+        alone = [language(input_ids=part, use_cache=False).logits for part in ids.split(lengths, dim=1)]
+    except (TypeError, ValueError):  # a family that takes no position ids
+        return False
+    finally:
+        language.train(was_training)
+    apart = torch.cat(alone, dim=1)
+    return bool((packed - apart).abs().max() <= tolerance * apart.abs().max().clamp_min(1.0))

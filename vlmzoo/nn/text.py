@@ -1,0 +1,65 @@
+"""The text encoder of a dual encoder: a transformers text tower with one vector a text.
+
+Shapes: B texts, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlmzoo.config import ConfigError, nearest
+from vlmzoo.nn.attention import Component
+from vlmzoo.nn.towers import TowerKind, read_tower
+
+KINDS = {
+    "clip": TowerKind("CLIPTextConfig", ("CLIPConfig", "text_config")),
+    "siglip": TowerKind("SiglipTextConfig", ("SiglipConfig", "text_config")),
+}
+MODELS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
+
+
+def text_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
+    """The text tower's config from a mapping with ``kind`` and sizes by transformers' names.
+
+    Raises:
+        ConfigError: with the path of the field and the nearest valid thing.
+    """
+    if isinstance(tree, PreTrainedConfig):
+        return tree
+    name = str(tree.get("kind", ""))
+    if name not in KINDS:
+        raise ConfigError(f"text.kind: no text tower {name!r}; {nearest(name, KINDS)}")
+    return read_tower(tree, KINDS[name], {}, "text")
+
+
+class TextEncoder(Component):
+    """Texts to one vector each: CLIP's state at the end token, SigLIP's at the last position.
+
+    Args:
+        config: of :func:`text_config`; the object is shared with the tower.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = getattr(transformers, MODELS[config.kind])._from_config(config)
+
+    def init_weights(self) -> None:
+        """Nothing of its own: the tower is a transformers model and initialises itself."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the pooled vector (SigLIP projects inside its tower)."""
+        if self.config.kind == "siglip":
+            return int(self.config.projection_size or self.config.hidden_size)
+        return int(self.config.hidden_size)
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids [B, T] to [B, D]. SigLIP was trained on unmasked padding, so its mask is left out."""
+        mask = None if self.config.kind == "siglip" else attention_mask
+        return self.tower(input_ids=input_ids, attention_mask=mask).pooler_output

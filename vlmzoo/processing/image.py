@@ -1,0 +1,175 @@
+"""Pictures: safe decoding to RGB, and PIL to tensor by the numbers of a stock image processor.
+
+The stock processors of transformers define the transform (their block is what a saved folder holds, and what any
+serving engine will run); this file does the same arithmetic several times faster and without torchvision.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vlmzoo.types import RowError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # EPS and friends start other programs
+MAX_PIXELS = 64_000_000
+Fit = Literal["crop", "pad", "squash"]
+
+
+def open_image(entry: Mapping[str, Any], root: str | Path | None = None) -> Image.Image:
+    """Decode one image entry of a row to RGB.
+
+    Args:
+        entry: ``{"image": PIL.Image}``, ``{"bytes": bytes}`` or ``{"path": str}``.
+        root: folder that relative paths start from and that no path may leave; None takes paths as they are.
+
+    Raises:
+        RowError: missing, outside the root, unreadable, truncated, of a refused format or larger than
+            ``MAX_PIXELS``; a URL (nothing is ever fetched).
+    """
+    if entry.get("image") is not None:
+        return _to_rgb(entry["image"])
+    if entry.get("bytes") is not None:
+        return _decode(io.BytesIO(entry["bytes"]), "bytes")
+    path = str(entry.get("path") or "")
+    if not path or "://" in path:
+        raise RowError(f"image path {path!r}: wanted a local file")
+    file = Path(path)
+    if root is not None:
+        base = Path(root).resolve()
+        file = (base / path).resolve()
+        if not file.is_relative_to(base):
+            raise RowError(f"image path {path!r} leaves the data root")
+    if not file.is_file():
+        raise RowError(f"image file {path!r} does not exist")
+    return _decode(file, path)
+
+
+def _decode(source: Any, name: str) -> Image.Image:
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise RowError(
+                    f"image {name!r} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}"
+                )
+            image.load()
+            return _to_rgb(image)
+    except RowError:
+        raise
+    except Exception as error:
+        raise RowError(f"image {name!r} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB upright: 16-bit scaled (PIL would clip), transparency laid on white, EXIF rotation applied."""
+    if image.mode == "RGB" and not image.getexif():
+        return image
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if values.max() > 255 else 255.0
+        image = Image.fromarray((values / top * 255.0).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """PIL picture to normalised tensor.
+
+    Attributes:
+        size: side of the square result in pixels.
+        fit: ``crop`` (shortest side to size, centre crop: CLIP), ``pad`` (on a square of the mean colour, then
+            resize: LLaVA-1.5), ``squash`` (both sides to size: SigLIP).
+        mean, std: by channel, of values in 0..1. resample: PIL's number (3 bicubic, 2 bilinear).
+    """
+
+    size: int
+    fit: Fit
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int = 3
+
+    @classmethod
+    def of(cls, stock: Any) -> ImageTransform:
+        """The transform that a stock image processor describes.
+
+        Raises:
+            ValueError: something this file cannot do (non-square results).
+        """
+        size, crop = dict(stock.size), getattr(stock, "crop_size", None)
+        crops = bool(getattr(stock, "do_center_crop", False))
+        side = crop["height"] if crops else size.get("height", size.get("shortest_edge"))
+        if (
+            side is None
+            or (crops and crop["height"] != crop["width"])
+            or size.get("height") != size.get("width")
+        ):
+            raise ValueError(f"image processor gives no square: size {size}, crop {crop}")
+        fit: Fit = "pad" if getattr(stock, "do_pad", False) else "crop" if crops else "squash"
+        if crops and size.get("shortest_edge", side) != side:
+            raise ValueError(
+                f"image processor resizes to {size} and crops to {crop}: unequal sides are not supported"
+            )
+        return cls(int(side), fit, tuple(stock.image_mean), tuple(stock.image_std), int(stock.resample))
+
+    def stock(self) -> Any:
+        """The stock image processor with these numbers; its PIL class, so torchvision is not needed."""
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+        numbers = {"image_mean": list(self.mean), "image_std": list(self.std), "resample": self.resample}
+        square = {"height": self.size, "width": self.size}
+        if self.fit == "squash":
+            return SiglipImageProcessorPil(size=square, **numbers)
+        shortest = {"shortest_edge": self.size}
+        if self.fit == "pad":
+            return LlavaImageProcessorPil(do_pad=True, size=shortest, crop_size=square, **numbers)
+        return CLIPImageProcessorPil(size=shortest, crop_size=square, **numbers)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture to float32 [3, size, size]."""
+        image = self._pad(image) if self.fit == "pad" else image
+        image = self._squash(image) if self.fit == "squash" else self._crop(image)
+        values = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)  # [3, S, S]
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        return values.float().div_(255.0).sub_(mean).div_(std).contiguous()
+
+    def _squash(self, image: Image.Image) -> Image.Image:
+        return (
+            image
+            if image.size == (self.size, self.size)
+            else image.resize((self.size, self.size), self.resample)
+        )
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if min(width, height) != self.size:
+            long = int(self.size * max(width, height) / min(width, height))
+            width, height = (self.size, long) if width <= height else (long, self.size)
+            image = image.resize((width, height), self.resample)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _pad(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if width == height:
+            return image
+        side = max(width, height)
+        colour = tuple(int(value * 255) for value in self.mean)  # truncated, as LLaVA does
+        square = Image.new("RGB", (side, side), colour)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        return square

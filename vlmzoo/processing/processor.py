@@ -1,0 +1,213 @@
+"""The Processor: pictures and text to tensors, for training rows and for generation, saved beside a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+
+from vlmzoo.processing.image import ImageTransform, open_image
+from vlmzoo.processing.text import SegmentTokenizer, Template, template
+from vlmzoo.types import IGNORE_INDEX, Row, RowError
+
+IMAGE = "<image>"
+
+
+class Processor(ProcessorMixin):
+    """Tokenizer, picture transform and chat template of a model.
+
+    Args:
+        image_processor: a stock transformers image processor (its PIL class); ``ImageTransform`` does its arithmetic.
+        tokenizer: of transformers. chat_template: Jinja; written from ``template`` if None.
+        image_tokens: ids for one ``<image>`` in a prompt (1 for gated fusion, 0 for a dual encoder).
+        template: a name of ``vlmzoo.processing.text.TEMPLATES``.
+        max_length: longest text of a dual encoder, in tokens; padding always goes to it if ``pad_to_max``.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        image_tokens: int = 0,
+        template: str = "short",
+        max_length: int | None = None,
+        pad_to_max: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.image_tokens = image_tokens
+        self.template = template
+        self.max_length = max_length
+        self.pad_to_max = pad_to_max
+        self.image_token = IMAGE
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or self._jinja(tokenizer, template)
+        )
+        self.transform = ImageTransform.of(image_processor)
+        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens)
+
+    @staticmethod
+    def _jinja(tokenizer: Any, name: str) -> str:
+        return template(name).jinja(tokenizer.bos_token or "", tokenizer.eos_token or "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What processor_config.json holds: the stock block and the plain numbers."""
+        tree = super().to_dict()
+        for name in ("transform", "segments", "image_token", "image_token_id"):
+            tree.pop(name, None)
+        return tree
+
+    @property
+    def chat(self) -> Template:
+        """The template in use."""
+        return template(self.template)
+
+    # --- training --------------------------------------------------------------------------------------------
+
+    def pictures(self, row: Row, root: Any = None) -> list[Tensor]:
+        """The row's pictures, each [3, S, S], in reading order.
+
+        Raises:
+            RowError: a picture that cannot be read, or places and pictures that differ in number.
+        """
+        places = sum(part["type"] == "image" for part in row["parts"])
+        if places != len(row["images"]):
+            raise RowError(f"{places} places for pictures in the text, {len(row['images'])} pictures")
+        return [self.transform(open_image(entry, root)) for entry in row["images"]]
+
+    def supervised(
+        self, row: Row, max_length: int | None = None, name: str | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of a row under template ``name`` (the processor's own by default).
+
+        Raises:
+            RowError: nothing is supervised (within ``max_length``), or a picture would be cut.
+        """
+        chosen = template(name or self.template)
+        ids, labels = self.segments.encode(chosen.segments(row["parts"]), max_length)
+        if all(label == IGNORE_INDEX for label in labels[1:]):
+            raise RowError(
+                "nothing to learn: no supervised token" + (f" within {max_length}" if max_length else "")
+            )
+        return ids, labels
+
+    def caption_ids(self, text: str) -> list[int]:
+        """A text for a dual encoder: begin token, ids, end token, cut to ``max_length`` with the end token kept."""
+        ids = self.segments.text_ids(text)
+        ends = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id]
+        room = (self.max_length or len(ids) + 2) - sum(end is not None for end in ends)
+        return [
+            *([ends[0]] if ends[0] is not None else []),
+            *ids[:room],
+            *([ends[1]] if ends[1] is not None else []),
+        ]
+
+    # --- inference -------------------------------------------------------------------------------------------
+
+    def prompts(self, rows: Sequence[Row], root: Any = None, name: str | None = None) -> dict[str, Tensor]:
+        """Left-padded prompts of rows, ending where the assistant is to speak, with their pictures."""
+        chosen = template(name or self.template)
+        encoded = [self.segments.encode(chosen.segments(row["parts"], prompt=True))[0] for row in rows]
+        pictures = [picture for row in rows for picture in self.pictures(row, root)]
+        batch = self.pad(encoded, side="left")
+        return {**batch, "pixel_values": torch.stack(pictures)} if pictures else batch
+
+    def pad(
+        self, sequences: Sequence[Sequence[int]], side: str = "right", length: int | None = None
+    ) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask``, [B, T], from lists of ids."""
+        longest = length or max(len(ids) for ids in sequences)
+        fill = (
+            self.tokenizer.pad_token_id
+            if self.tokenizer.pad_token_id is not None
+            else self.tokenizer.eos_token_id
+        )
+        ids = torch.full((len(sequences), longest), fill or 0)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            where = slice(longest - len(sequence), longest) if side == "left" else slice(0, len(sequence))
+            ids[row, where] = torch.tensor(sequence)
+            mask[row, where] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts for a dual encoder, right-padded [B, T]."""
+        length = self.max_length if self.pad_to_max else None
+        return self.pad([self.caption_ids(text) for text in texts], length=length)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """transformers' calling convention: ``<image>`` in ``text`` marks the places of ``images``.
+
+        Args:
+            images: a PIL picture, a list of them, or a list of lists (one a text).
+            text: one text or several. Texts are left-padded for generation.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``pixel_values``, those that were asked for.
+
+        Raises:
+            ValueError: a text whose places and pictures differ in number, or a picture given by name (a path or
+                a URL would be opened; use ``vlmzoo.processing.image.open_image``).
+        """
+        texts = [text] if isinstance(text, str) else list(text or [])
+        nested = _nest(images, texts)
+        data: dict[str, Tensor] = {}
+        if texts and self.image_tokens:
+            for number, (one, pictures) in enumerate(zip(texts, nested, strict=True)):
+                if one.count(IMAGE) != len(pictures):
+                    raise ValueError(
+                        f"text {number} has {one.count(IMAGE)} {IMAGE} places and {len(pictures)} pictures"
+                    )
+            expanded = [one.replace(IMAGE, IMAGE * self.image_tokens) for one in texts]
+            ids = self.tokenizer(expanded, add_special_tokens=kwargs.pop("add_special_tokens", False))[
+                "input_ids"
+            ]
+            data.update(self.pad(ids, side="left"))
+        elif texts:
+            data.update(self.texts(texts))
+        flat = [picture for pictures in nested for picture in pictures]
+        if flat:
+            data["pixel_values"] = torch.stack([self.transform(open_image({"image": one})) for one in flat])
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def decode(self, ids: Any, **kwargs: Any) -> str:
+        """Text of ids, control tokens left out unless asked for."""
+        kwargs.setdefault("skip_special_tokens", True)
+        return self.tokenizer.decode(ids, **kwargs)
+
+    def answers(self, prompt: Mapping[str, Tensor], generated: Tensor) -> list[str]:
+        """What ``generate`` added to each prompt, stripped."""
+        start = prompt["input_ids"].shape[1]
+        return [self.decode(row[start:]).strip() for row in generated]
+
+
+def _nest(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
+    """Pictures by text: a flat list is dealt out by the number of places each text has."""
+    if images is None:
+        return [[] for _ in texts]
+    images = [images] if isinstance(images, Image.Image) else list(images)
+    if images and isinstance(images[0], (list, tuple)):
+        nested = [list(group) for group in images]
+    elif texts and any(IMAGE in text for text in texts):
+        counts = [text.count(IMAGE) for text in texts]
+        if sum(counts) != len(images):
+            raise ValueError(f"{sum(counts)} {IMAGE} places (by text: {counts}) and {len(images)} pictures")
+        remaining = iter(images)
+        nested = [[next(remaining) for _ in range(count)] for count in counts]
+    else:
+        nested = [[image] for image in images]
+    named = next((one for group in nested for one in group if not isinstance(one, Image.Image)), None)
+    if named is not None:
+        raise ValueError(f"wanted PIL pictures, got {type(named).__name__} {str(named)[:80]!r}")
+    return nested

@@ -1,0 +1,218 @@
+"""Text: conversations to segments, and segments to ids with labels, built together one segment at a time.
+
+A template is a handful of strings; the same strings write the Jinja chat template of an exported folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmzoo.config import ConfigError, nearest
+from vlmzoo.types import IGNORE_INDEX, Part, RowError
+
+TINY_TOKENIZER = Path(__file__).parent.parent / "assets" / "tiny-tokenizer"
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a prompt that is read at once: text, a picture, or a control token; supervised or not."""
+
+    kind: Literal["text", "image", "bos", "eos"]
+    text: str = ""
+    supervised: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns are written.
+
+    Attributes:
+        system: before the first turn unless the row brings a system turn of its own.
+        user, assistant: what stands before and after a turn's content; the assistant's end token follows its own.
+        open: what stands before the assistant's content and is not supervised.
+        plain: LLaVA's first stage: the user's text is dropped, the answer follows the picture bare.
+    """
+
+    name: str
+    system: str = ""
+    user: tuple[str, str] = ("USER: ", " ")
+    open: str = "ASSISTANT:"
+    answer: tuple[str, str] = (" ", "")
+    end: Literal["eos", "none"] = "eos"
+    plain: bool = False
+
+    def segments(self, parts: Sequence[Part], prompt: bool = False) -> list[Segment]:
+        """The segments of a row's parts, the begin token first.
+
+        Args:
+            parts: in reading order. prompt: leave the last assistant turn out and end with an open one.
+
+        Raises:
+            RowError: a turn order that cannot be written (a system turn in the middle).
+        """
+        found = [Segment("bos")]
+        turns = [(role, list(group)) for role, group in groupby(parts, key=lambda part: part["role"])]
+        if prompt and turns and turns[-1][0] in ("assistant", "text"):
+            turns = _without_answer(turns)
+        if self.system and not (turns and turns[0][0] in ("system", "text")):
+            found.append(Segment("text", self.system))
+        for number, (role, group) in enumerate(turns):
+            if role == "system" and number:
+                raise RowError("a system turn stands after another turn")
+            found.extend(self._turn(role, group))
+        if prompt and not self.plain and turns and turns[-1][0] == "user":
+            found.append(Segment("text", self.open))
+        return found
+
+    def _turn(self, role: str, group: list[Part]) -> Iterator[Segment]:
+        if role == "text":
+            yield from _content(group, supervised=True, newline=False)
+            yield Segment("eos", supervised=True)
+        elif role == "system":
+            yield from _content(group, supervised=False, newline=False)
+            yield Segment("text", " ")
+        elif role == "user" and self.plain:
+            yield from (Segment("image") for part in group if part["type"] != "text")
+        elif role == "user":
+            yield Segment("text", self.user[0])
+            yield from _content(group, supervised=False, newline=True)
+            yield Segment("text", self.user[1])
+        else:
+            if self.open:
+                yield Segment("text", self.open)
+            yield Segment("text", self.answer[0], supervised=True)
+            yield from _content(group, supervised=True, newline=False)
+            if self.answer[1]:
+                yield Segment("text", self.answer[1], supervised=True)
+            if self.end == "eos":
+                yield Segment("eos", supervised=True)
+
+    def jinja(self, bos: str, eos: str) -> str:
+        """The same template for transformers' ``apply_chat_template``, assistant turns marked for its label masks."""
+        quote = _jinja_string
+        end = quote(eos) if self.end == "eos" else "''"
+        content = (
+            "{%- macro write(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}"
+            "{%- for item in content -%}{%- if item.type == 'image' -%}{{- '<image>\\n' -}}"
+            "{%- else -%}{{- item.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+        )
+        system = f"{{%- if messages[0].role != 'system' -%}}{{{{- {quote(self.system)} -}}}}{{%- endif -%}}"
+        return (
+            content + f"{{{{- {quote(bos)} -}}}}" + (system if self.system else "") + "{%- for message in messages -%}"
+            "{%- if message.role == 'system' -%}{{- write(message.content) + ' ' -}}"
+            "{%- elif message.role == 'user' -%}"
+            f"{{{{- {quote(self.user[0])} + write(message.content) + {quote(self.user[1])} -}}}}"
+            f"{{%- else -%}}{{{{- {quote(self.open)} -}}}}{{%- generation -%}}"
+            f"{{{{- {quote(self.answer[0])} + write(message.content) + {quote(self.answer[1])} + {end} -}}}}"
+            "{%- endgeneration -%}{%- endif -%}{%- endfor -%}"
+            f"{{%- if add_generation_prompt -%}}{{{{- {quote(self.open)} -}}}}{{%- endif -%}}"
+        )  # fmt: skip
+
+
+def _jinja_string(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+def _content(group: list[Part], supervised: bool, newline: bool) -> Iterator[Segment]:
+    for part in group:
+        if part["type"] == "text":
+            yield Segment("text", part["text"] or "", supervised)
+        else:
+            yield Segment("image")
+            if newline:
+                yield Segment("text", "\n")
+
+
+def _without_answer(turns: list[tuple[str, list[Part]]]) -> list[tuple[str, list[Part]]]:
+    role, group = turns[-1]
+    kept = [part for part in group if part["type"] != "text"] if role == "text" else []
+    return [*turns[:-1], *([("user", kept)] if kept else [])]
+
+
+TEMPLATES = {
+    "vicuna_v1": Template("vicuna_v1", system=VICUNA_SYSTEM),
+    "short": Template("short"),
+    "plain": Template("plain", open="", answer=("", "\n"), end="none", plain=True),
+    "chatml": Template(
+        "chatml", user=("<|im_start|>user\n", "<|im_end|>\n"), open="<|im_start|>assistant\n", answer=("", "<|im_end|>\n"), end="none",
+    ),
+}  # fmt: skip
+
+
+def template(name: str) -> Template:
+    """A template by name.
+
+    Raises:
+        ConfigError: no such template, with the nearest.
+    """
+    if name not in TEMPLATES:
+        raise ConfigError(f"template: no template {name!r}; {nearest(name, TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+class SegmentTokenizer:
+    """Ids and labels from segments; text never becomes a control token, whatever it says.
+
+    Args:
+        tokenizer: of transformers, fast. image_token_id: written ``image_tokens`` times for one picture.
+    """
+
+    CACHE = 1 << 16  # texts; questions repeat, and tokenising is most of a tiny model's data time
+
+    def __init__(self, tokenizer: Any, image_token_id: int, image_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_token_id = image_token_id
+        self.image_tokens = image_tokens
+        self._cache: dict[str, list[int]] = {}
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of plain text: a literal ``<image>`` or ``</s>`` in it stays text."""
+        ids = self._cache.get(text)
+        if ids is None:
+            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            if len(self._cache) < self.CACHE:
+                self._cache[text] = ids
+        return ids
+
+    def encode(
+        self, segments: Sequence[Segment], max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of equal length, -100 where not supervised.
+
+        Neighbouring texts of one kind are read together, so the ids are those of the whole string except where
+        supervision changes.
+
+        Raises:
+            RowError: ``max_length`` would cut through a picture.
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        for piece, supervised, kind in self._pieces(segments):
+            if max_length is not None and len(ids) + len(piece) > max_length:
+                if kind == "image":
+                    raise RowError(f"max_length {max_length} cuts through a picture of {len(piece)} tokens")
+                piece = piece[: max_length - len(ids)]
+            ids.extend(piece)
+            labels.extend(piece if supervised else [IGNORE_INDEX] * len(piece))
+            if max_length is not None and len(ids) >= max_length:
+                break
+        return ids, labels
+
+    def _pieces(self, segments: Sequence[Segment]) -> Iterator[tuple[list[int], bool, str]]:
+        for (kind, supervised), group in groupby(segments, key=lambda s: (s.kind, s.supervised)):
+            members = list(group)
+            if kind == "text":
+                yield self.text_ids("".join(s.text for s in members)), supervised, kind
+            elif kind == "image":
+                yield from (([self.image_token_id] * self.image_tokens, False, kind) for _ in members)
+            else:
+                token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id
+                yield ([token] * len(members) if token is not None else []), supervised, kind

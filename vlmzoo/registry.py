@@ -1,0 +1,175 @@
+"""The tables of names: what can be written in a config, and the lazy target each name stands for.
+
+Targets are ``"module:attribute"`` texts, so this file imports nothing and no name depends on import order. Other
+packages add names with :func:`register` or with an entry point in the group ``vlmzoo`` that points to a function
+to be called once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+ENTRY_POINT_GROUP = "vlmzoo"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table row: what the name builds (or where it lies) and one line about it."""
+
+    target: Any
+    about: str
+
+
+_TABLES: dict[str, dict[str, Entry]] = {
+    "models": {
+        "clip-tiny": Entry("vlmzoo.models.dual_encoder:clip_tiny", "CLIP shape at 32 px that learns the scenes on a laptop"),
+        "clip-vit-b-32": Entry("vlmzoo.models.dual_encoder:clip_vit_b_32", "OpenAI CLIP ViT-B/32, 151 M"),
+        "clip-vit-b-16": Entry("vlmzoo.models.dual_encoder:clip_vit_b_16", "OpenAI CLIP ViT-B/16, 150 M"),
+        "clip-vit-l-14": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14", "OpenAI CLIP ViT-L/14, 428 M"),
+        "clip-vit-l-14-336": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14_336", "OpenAI CLIP ViT-L/14 at 336 px, 428 M"),
+        "siglip-b-16": Entry("vlmzoo.models.dual_encoder:siglip_b_16", "SigLIP base, patch 16 at 224 px, 203 M"),
+        "llava-tiny": Entry("vlmzoo.models.vision_lm:llava_tiny", "LLaVA shape that learns the scenes on a laptop"),
+        "llava-1.5-7b": Entry("vlmzoo.models.vision_lm:llava_1_5_7b", "LLaVA-1.5 on Vicuna 7B, 7.06 B"),
+        "llava-1.5-13b": Entry("vlmzoo.models.vision_lm:llava_1_5_13b", "LLaVA-1.5 on Vicuna 13B, 13.35 B"),
+        "flamingo-tiny": Entry("vlmzoo.models.vision_lm:flamingo_tiny", "Flamingo shape: Perceiver Resampler, gated cross-attention"),
+    },
+    "visions": {
+        "clip": Entry("vlmzoo.nn.vision:CLIP", "CLIP vision transformer"),
+        "siglip": Entry("vlmzoo.nn.vision:SIGLIP", "SigLIP vision transformer"),
+        "vit": Entry("vlmzoo.nn.vision:VIT", "plain ViT / DeiT"),
+        "dinov2": Entry("vlmzoo.nn.vision:DINOV2", "DINOv2 vision transformer"),
+    },
+    "connectors": {
+        "mlp": Entry("vlmzoo.nn.connectors.mlp:MlpConfig", "two-layer MLP, token by token (LLaVA-1.5)"),
+        "linear": Entry("vlmzoo.nn.connectors.linear:LinearConfig", "one linear layer, token by token (LLaVA)"),
+        "perceiver": Entry("vlmzoo.nn.connectors.perceiver:PerceiverConfig", "Perceiver Resampler: any pictures or frames to a fixed number of tokens (Flamingo)"),
+    },
+    "fusions": {
+        "splice": Entry("vlmzoo.nn.connectors.splice:SpliceConfig", "visual tokens take the place of <image> in the prompt (LLaVA)"),
+        "gated_cross_attention": Entry("vlmzoo.nn.connectors.gated_cross_attention:GatedCrossAttentionConfig", "tanh-gated cross-attention blocks between the language model's layers (Flamingo)"),
+    },
+    "languages": {
+        name: Entry("vlmzoo.nn.language:CAUSAL_LM", about)
+        for name, about in (
+            ("llama", "Llama, Vicuna and kin"), ("mistral", "Mistral"), ("qwen2", "Qwen 2 and 2.5"), ("qwen3", "Qwen 3"),
+            ("gemma", "Gemma"), ("gemma2", "Gemma 2"), ("phi", "Phi 1 and 2"), ("smollm3", "SmolLM 3"),
+            ("olmo2", "OLMo 2"), ("gpt2", "GPT-2"), ("gpt_neox", "GPT-NeoX, Pythia, RedPajama"), ("opt", "OPT"),
+            ("gptj", "GPT-J"), ("mpt", "MPT"),
+        )
+    },
+    "objectives": {
+        "language": Entry("vlmzoo.objectives.language:LanguageConfig", "next token of the supervised positions (needs Speaks)"),
+        "contrastive": Entry("vlmzoo.objectives.contrastive:ContrastiveConfig", "symmetric image-text InfoNCE or sigmoid over all ranks (needs Aligns)"),
+    },
+    "datasets": {
+        "scenes": Entry("vlmzoo.data.sources:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
+        "llava": Entry("vlmzoo.data.sources:LlavaConfig", "LLaVA json: [{id, image, conversations}] beside picture files"),
+        "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
+    },
+    "tasks": {
+        "zero_shot": Entry("vlmzoo.evaluate.tasks:ZeroShotConfig", "classification by similarity to class prompts (needs Aligns)"),
+        "retrieval": Entry("vlmzoo.evaluate.tasks:RetrievalConfig", "recall of the paired text and picture, both ways (needs Aligns)"),
+        "vqa": Entry("vlmzoo.evaluate.tasks:VqaConfig", "answers to questions by kind, pictures swapped beside (needs Speaks)"),
+    },
+}  # fmt: skip
+_plugins_loaded = False
+
+
+def families() -> list[str]:
+    """The table names: models, visions, connectors, fusions, languages, objectives, datasets, tasks."""
+    return list(_TABLES)
+
+
+def _table(family: str) -> dict[str, Entry]:
+    if family not in _TABLES:
+        raise KeyError(f"no family {family!r}; {_guess(family, _TABLES)}")
+    _load_plugins()
+    return _TABLES[family]
+
+
+def _guess(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return (
+        f"did you mean {close[0]!r}? (there are: {', '.join(names)})"
+        if close
+        else f"there are: {', '.join(names)}"
+    )
+
+
+def _load_plugins() -> None:
+    """Call every installed entry point once; each registers names of its own."""
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        point.load()()
+
+
+def names(family: str) -> list[str]:
+    """All names of a family."""
+    return list(_table(family))
+
+
+def available(family: str | None = None) -> dict[str, str]:
+    """Names of a family with one line each; without an argument, the families with their names.
+
+    Raises:
+        KeyError: no such family; the message lists them.
+    """
+    if family is None:
+        return {name: ", ".join(names(name)) for name in _TABLES}
+    return {name: entry.about for name, entry in _table(family).items()}
+
+
+def register(family: str, name: str, builder: Any, about: str = "") -> None:
+    """Add a name to a family.
+
+    Args:
+        family: one of :func:`families`.
+        name: what a config will say; exact, no aliases.
+        builder: the object a lookup gives (a part's config class, a preset function), or ``"module:attribute"``.
+        about: one line for ``available``; the first line of the builder's docstring if empty.
+
+    Raises:
+        KeyError: no such family. ValueError: the name is taken by another builder.
+    """
+    table = _table(family)
+    known = table.get(name)
+    if known is not None and known.target is not builder:
+        raise ValueError(f"{family}: {name!r} is already registered ({known.about})")
+    first_line = (getattr(builder, "__doc__", None) or "").strip().split("\n")[0]
+    table[name] = Entry(builder, about or first_line)
+
+
+def lookup(family: str, name: str) -> Any:
+    """The object registered as ``name``, imported now if it was lazy.
+
+    Raises:
+        KeyError: no such name; the message gives the nearest and all others.
+        ImportError: the target's module or attribute is missing; the message names the table row.
+    """
+    table = _table(family)
+    if name not in table:
+        raise KeyError(f"no {family.rstrip('s')} {name!r}; {_guess(name, table)}")
+    target = table[name].target
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"{family}.{name} points to {target!r}, which cannot be imported: {error}"
+        ) from error
+
+
+def entries(family: str) -> Iterator[tuple[str, Entry]]:
+    """Every row of a family's table."""
+    yield from _table(family).items()

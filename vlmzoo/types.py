@@ -1,0 +1,156 @@
+"""The words every floor shares: rows, batches, terms and verbs (imports nothing of vlmzoo)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100  # label of a position that is not supervised, as in transformers and torch
+
+Batch = Mapping[str, Tensor]
+
+
+class Part(TypedDict):
+    """One piece of a row in reading order; ``text`` is None for pictures and videos."""
+
+    role: Literal["system", "user", "assistant", "text"]
+    type: Literal["text", "image", "video"]
+    text: str | None
+
+
+class Row(TypedDict, total=False):
+    """One sample in canonical form: every source reads to this, every collator reads from it.
+
+    ``images`` holds one entry per image part, each ``{"path": str}``, ``{"bytes": bytes}`` or
+    ``{"image": PIL.Image}``; nothing is decoded before collation. ``truth`` is whatever a source knows about
+    the answer (evaluation reads it, training does not).
+    """
+
+    images: list[dict[str, Any]]
+    parts: list[Part]
+    label: int | None
+    id: str
+    source: str
+    truth: dict[str, Any]
+
+
+class RowError(ValueError):
+    """A row that cannot be used, with the reason; the data mixer quarantines it instead of stopping the run."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named loss of one micro-batch on one rank: a sum that keeps its graph, and what it is a sum over.
+
+    The trainer divides by the count over all micro-batches and ranks, so an objective never takes a mean.
+    """
+
+    sum: Tensor  # [] with gradient
+    count: float  # tokens, pairs or images of this micro-batch, equal to the objective's counts(batch)
+
+
+@runtime_checkable
+class Speaks(Protocol):
+    """A model that gives probabilities to text (language modelling, answering)."""
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Negative log-likelihood of every supervised token, [U] in reading order."""
+
+    def generate(self, **inputs: Any) -> Tensor:
+        """Token ids, [B, T]; takes the Processor's output and the arguments of transformers' ``generate``."""
+
+
+@runtime_checkable
+class Aligns(Protocol):
+    """A model that puts pictures and texts into one space (contrastive training, retrieval, zero-shot)."""
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """Unit-norm image embeddings, [B, E]."""
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        """Unit-norm text embeddings, [B, E]."""
+
+    def scale(self) -> Tensor:
+        """The factor on cosine similarities, []."""
+
+
+@runtime_checkable
+class Matches(Protocol):
+    """A model that judges whether a text belongs to a picture (image-text matching)."""
+
+    def match(self, batch: Batch) -> Tensor:
+        """Logits of (does not match, matches), [B, 2]."""
+
+
+VERBS: dict[str, type] = {"Speaks": Speaks, "Aligns": Aligns, "Matches": Matches}
+
+
+class Objective(Protocol):
+    """What a stream trains: named sums from a model and a batch, with counts known from the batch alone."""
+
+    verb: str  # the name in VERBS that the model must offer
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What each term is a sum over, without running the model."""
+
+    def __call__(self, model: Any, batch: Batch) -> dict[str, Term]:
+        """The terms of one micro-batch."""
+
+
+@runtime_checkable
+class AcrossBatch(Protocol):
+    """An objective whose value looks across the whole batch (contrastive): it splits into features and terms.
+
+    The trainer caches the features of all micro-batches, takes the gradient of the joint loss with respect to
+    them, and runs the micro-batches again with that gradient: the step is the same however it is split.
+    """
+
+    def features(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """What the loss needs of one micro-batch; every tensor is joined over micro-batches along axis 0."""
+
+    def terms(self, features: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Term]:
+        """The terms from joined features; gathers over ranks itself."""
+
+    def extras(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradient-free tensors the loss needs (ids of pictures), joined like the features."""
+
+
+class Task(Protocol):
+    """One evaluation: rows and a verb in, metrics out."""
+
+    name: str
+    verb: str
+
+    def run(self, model: Any, processor: Any) -> Any:
+        """Evaluate and return the result."""
+
+
+def offered(model: Any) -> list[str]:
+    """Names of the verbs that ``model`` offers."""
+    return [name for name, verb in VERBS.items() if isinstance(model, verb)]
+
+
+def require_verb(model: Any, verb: str, asker: str) -> None:
+    """Refuse a model that lacks ``verb``.
+
+    Raises:
+        TypeError: names the asker, the verb wanted and the verbs on offer.
+    """
+    if verb not in offered(model):
+        has = ", ".join(offered(model)) or "no verb"
+        raise TypeError(f"{asker} needs a model that {verb}; {type(model).__name__} offers {has}")
+
+
+def move(batch: Any, device: torch.device | str) -> Any:
+    """The same nest of dicts and lists with every tensor on ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: move(value, device) for key, value in batch.items()}
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        return [move(value, device) for value in batch]
+    return batch
