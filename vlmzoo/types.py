@@ -145,6 +145,11 @@ def require_verb(model: Any, verb: str, asker: str) -> None:
         raise TypeError(f"{asker} needs a model that {verb}; {type(model).__name__} offers {has}")
 
 
+def full(values: Tensor) -> Tensor:
+    """Half-precision values as float32; others as they are. Losses are summed in full precision."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def move(batch: Any, device: torch.device | str) -> Any:
     """The same nest of dicts and lists with every tensor on ``device``."""
     if isinstance(batch, Tensor):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 # No script and nothing from outside: the page's own policy makes a browser refuse what should not be there.
@@ -119,12 +122,61 @@ footer { color: var(--soft); font-size: .85rem; padding-block: 3rem 2rem; }
 # --- text and numbers --------------------------------------------------------------------------------------------
 
 _NUMERIC = re.compile(r"([+−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?:\s?%)?(?:\s?±.*)?")
+SMALL_PICTURE = 80  # pixels; smaller ones are enlarged without blur
 LONG_TEXT = 40  # characters from which a cell may wrap
 
 
 def esc(value: Any) -> str:
     """Text for HTML, in elements and in attributes."""
     return html.escape(str(value), quote=True)
+
+
+def document(title: str, header: str, main: str) -> str:
+    """The whole page around what is given as HTML; the title is plain text."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{esc(title)}</title>'
+        f'<link rel="icon" href="data:,"><style>{CSS}</style></head>\n'
+        f"<body><header><h1>{esc(title)}</h1>{header}</header>\n<main>{main}</main>\n"
+        "<footer>Written by vlmzoo. Charts and pictures are inside this file.</footer></body></html>\n"
+    )
+
+
+def paragraphs(text: str, style: str = "plain") -> str:
+    """Text as paragraphs, which an empty line parts."""
+    parts = [part.strip() for part in text.split("\n\n")]
+    return "".join(f'<p class="{style}">{esc(part)}</p>' for part in parts if part)
+
+
+def missing(text: str) -> str:
+    """A sentence about what is not there."""
+    return f'<p class="missing">{esc(text)}</p>'
+
+
+def folded(title: str, aside: str, inner: str) -> str:
+    """HTML that is shown on request."""
+    small = f" <small>{esc(aside)}</small>" if aside else ""
+    return f"<details><summary>{esc(title)}{small}</summary>{inner}</details>"
+
+
+def picture(data: bytes, alt: str) -> str | None:
+    """A picture's bytes as an image element, or None if they are no PNG, JPEG, GIF or WebP (names prove nothing)."""
+    size: tuple[int, ...] | None = None
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+        kind, size = "png", struct.unpack(">II", data[16:24])
+    elif data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
+        kind, size = "gif", struct.unpack("<HH", data[6:10])
+    elif data.startswith(b"\xff\xd8\xff"):
+        kind = "jpeg"
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        kind = "webp"
+    else:
+        return None
+    shape = f' width="{size[0]}" height="{size[1]}"' if size else ""
+    small = ' class="small"' if size and max(size) < SMALL_PICTURE else ""
+    return f'<img{small}{shape} alt="{esc(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
 
 
 def finite(value: Any) -> float | None:
@@ -218,10 +270,11 @@ def _row(
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
+    """Whether a column stands right: any number (a word may stand for one), or nothing but texts of numbers."""
     given = [value for value in values if value is not None and value != ""]
-    return bool(given) and all(
-        isinstance(v, float) or _read_number(v) is not None for v in given
-    )  # float: NaN too
+    if any(isinstance(value, (int, float)) and not isinstance(value, bool) for value in given):
+        return True
+    return bool(given) and all(_read_number(value) is not None for value in given)
 
 
 def _read_number(value: Any) -> float | None:
@@ -263,14 +316,18 @@ class Line:
     """One curve.
 
     Attributes:
-        points: (x, y) with growing x, finite. spread: standard errors of the points, or empty.
+        points: (x, y) with growing x, finite. errors: standard errors of all points, or of none.
         reference: drawn as a grey dotted line, such as the level of chance.
     """
 
     name: str
     points: Points
-    spread: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
     reference: bool = False
+
+    def spreads(self) -> Sequence[float]:
+        """An error for each point, 0 where none is known."""
+        return self.errors if len(self.errors) == len(self.points) else [0.0] * len(self.points)
 
 
 def chart(title: str, lines: Sequence[Line], aside: str = "") -> str:
@@ -288,7 +345,11 @@ def chart(title: str, lines: Sequence[Line], aside: str = "") -> str:
         f'<figure class="chart"><figcaption>{esc(title)}{small}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(f"{title}: {ends}")}">'
         f"{frame.axes()}{drawn}{_hits(frame, lines)}</svg>"
-        + (f'<ul class="legend">{keys}</ul>' if len(lines) > 1 else "")
+        + (
+            f'<ul class="legend">{keys}</ul>'
+            if len(lines) > 1 or lines[0].name.lower() not in title.lower()
+            else ""
+        )
         + "</figure>"
     )
 
@@ -303,11 +364,14 @@ class _Frame:
     @classmethod
     def around(cls, lines: Sequence[Line]) -> _Frame:
         xs = [x for line in lines for x, _ in line.points]
-        ys = [y for line in lines for _, y in line.points]
-        low, high = min(ys), max(ys)
-        if low >= 0 and low < 0.6 * high:
+        ends = [
+            (y - e, y + e) for line in lines for (_, y), e in zip(line.points, line.spreads(), strict=True)
+        ]
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
+        if low < 0.6 * high and all(y >= 0 for line in lines for _, y in line.points):
             low = 0.0  # zero is near enough to be worth showing
-        room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+        flat = high - low <= 1e-9 * max(abs(low), abs(high))
+        room = (abs(high) * 0.1 or 1.0) if flat else (high - low) * 0.06
         return cls((min(xs), max(xs)), (low if low == 0 else low - room, high + room))
 
     def at(self, x: float, y: float) -> tuple[float, float]:
@@ -323,7 +387,7 @@ class _Frame:
             y = self.at(self.x[0], value)[1]
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 7}" y="{y + 3.8:.1f}" text-anchor="end">{text}</text>')
-        for value, text in _ticks(*self.x, most=5):
+        for value, text in _ticks(*self.x, most=5, finest=1.0):
             x, end = self.at(value, self.y[0])[0], HEIGHT - BOTTOM
             anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{end}" y2="{end + 4}"/>')
@@ -332,11 +396,11 @@ class _Frame:
         return "".join(parts) + f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
 
 
-def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Round values within a range, with their texts."""
+def _ticks(low: float, high: float, most: int, finest: float = 0.0) -> list[tuple[float, str]]:
+    """Round values within a range, at least ``finest`` apart, with their texts."""
     if high <= low:
         return [(low, number(int(low) if low.is_integer() else low))]
-    rough = (high - low) / most
+    rough = max((high - low) / most, finest)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
     places = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -356,11 +420,11 @@ def _curve(frame: _Frame, line: Line, place: int) -> str:
         return (
             f'{raw}<path class="curve" stroke="{colour}"{dashed} d="{_path(frame, _smooth(line.points))}"/>'
         )
-    band = ""
-    if len(line.spread) == len(line.points) > 1:
-        around = list(zip(line.points, line.spread, strict=True))
-        edge = [(x, y + e) for (x, y), e in around] + [(x, y - e) for (x, y), e in reversed(around)]
-        band = f'<path class="band" fill="{colour}" d="{_path(frame, edge)}Z"/>'
+    around = list(zip(line.points, line.spreads(), strict=True))
+    edge = [(x, y + e) for (x, y), e in around] + [
+        (x, max(y - e, frame.y[0])) for (x, y), e in reversed(around)
+    ]
+    band = f'<path class="band" fill="{colour}" d="{_path(frame, edge)}Z"/>' if line.errors else ""
     dots = "".join(
         '<circle cx="{:.1f}" cy="{:.1f}" r="2.4"/>'.format(*frame.at(*point)) for point in line.points
     )
@@ -386,17 +450,16 @@ def _thin(points: Points) -> Points:
 
 
 def _smooth(points: Points) -> Points:
-    """A centred moving mean over about a thirtieth of the points, narrower at both ends; it does not lag."""
+    """A moving mean over about a thirtieth of the points, centred so that it does not lag.
+
+    It is narrower at the steep start and one-sided at the flat end, where a narrow one would be all noise.
+    """
     half = max(1, len(points) // 60)
-    sums = [0.0]
-    for _, y in points:
-        sums.append(sums[-1] + y)
-    stride = max(1, len(points) // MOST_POINTS)
-    chosen = sorted({*range(0, len(points), stride), len(points) - 1})
+    sums = list(accumulate((y for _, y in points), initial=0.0))
     found = []
-    for i in chosen:
-        reach = min(half, i, len(points) - 1 - i)
-        found.append((points[i][0], (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+    for i in sorted({*range(0, len(points), max(1, len(points) // MOST_POINTS)), len(points) - 1}):
+        start, stop = i - min(half, i), min(i + min(half, i) + 1, len(points))
+        found.append((points[i][0], (sums[stop] - sums[start]) / (stop - start)))
     return found
 
 
@@ -407,7 +470,7 @@ def _hits(frame: _Frame, lines: Sequence[Line]) -> str:
     xs = sorted({*xs[::stride], xs[-1]})
     values = [(line.name, dict(line.points)) for line in lines]
     places = [frame.at(x, frame.y[0])[0] for x in xs]
-    edges = [LEFT, *((a + b) / 2 for a, b in zip(places, places[1:], strict=False)), WIDTH - RIGHT]
+    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(places)), WIDTH - RIGHT]
     found = []
     for x, place, left, right in zip(xs, places, edges, edges[1:], strict=False):
         here = [(name, of[x]) for name, of in values if x in of]

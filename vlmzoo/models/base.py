@@ -39,6 +39,14 @@ class ZooModel(PreTrainedModel):
         """Names of parameters that no verb of this model reaches; they cannot be told to learn."""
         return set()
 
+    def groups(self) -> dict[str, set[str]]:
+        """Named sets of parameters beside the dotted paths, for a learn tree (``fusion.gates``)."""
+        return {
+            f"{name}.{group}": {f"{name}.{member}" for member in members}
+            for name, part in self.parts().items()
+            for group, members in getattr(part, "groups", dict)().items()
+        }
+
     def plan_dtypes(self, compute: torch.dtype) -> None:
         """Frozen parameters in the compute dtype, learning ones in float32 (Flamingo, appendix B.1.1)."""
         for parameter in self.parameters():
@@ -104,7 +112,7 @@ def read_weights(folder: str | Path, prefix: str) -> dict[str, torch.Tensor]:
             found.update(
                 {
                     k.removeprefix(prefix): tensors.get_tensor(k)
-                    for k in tensors.keys()
+                    for k in tensors.keys()  # noqa: SIM118  (no mapping)
                     if k.startswith(prefix)
                 }
             )

@@ -24,7 +24,7 @@ from vlmzoo.models.base import ZooModel
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.connectors.gated_cross_attention import Gaze
 from vlmzoo.nn.vision import VisionEncoder
-from vlmzoo.types import IGNORE_INDEX, Batch
+from vlmzoo.types import IGNORE_INDEX, Batch, full
 
 
 class VisionLMConfig(PreTrainedConfig):
@@ -272,7 +272,7 @@ class VisionLM(ZooModel, GenerationMixin):
                 **kwargs,
             )
         if labels is not None:
-            out.loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            out.loss = F.cross_entropy(full(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
         return out
 
     def _spliced(self, embeds: Tensor, input_ids: Tensor, media: Media) -> Tensor:
@@ -312,7 +312,7 @@ class VisionLM(ZooModel, GenerationMixin):
         supervised = targets != IGNORE_INDEX  # [B, T - 1]
         with lm.head_only_at(self.language, F.pad(supervised, (0, 1))):
             logits = self(**inputs, use_cache=False).logits[0]  # [U, V]
-        return F.cross_entropy(logits.float(), targets[supervised], reduction="none")
+        return F.cross_entropy(full(logits), targets[supervised], reduction="none")
 
     # --- generation ------------------------------------------------------------------------------------------
 

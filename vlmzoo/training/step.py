@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmzoo.distributed import sum_over_ranks
-from vlmzoo.types import AcrossBatch, Batch, Objective, Term, require_verb
+from vlmzoo.types import AcrossBatch, Batch, Objective, Term, full, require_verb
 
 Counts = dict[str, dict[str, float]]  # stream -> term -> number
 Factors = dict[str, dict[str, float]]
@@ -70,7 +70,7 @@ class Step(nn.Module):
             if name in pulls:
                 assert isinstance(objective, AcrossBatch)
                 features = objective.features(self.model, batch)
-                total = total + sum((features[key].float() * pull).sum() for key, pull in pulls[name].items())
+                total = total + sum((full(features[key]) * pull).sum() for key, pull in pulls[name].items())
                 continue
             terms = objective(self.model, batch)
             total = total + weighted(terms, factors[name])
@@ -80,7 +80,7 @@ class Step(nn.Module):
 
 def weighted(terms: Mapping[str, Term], factors: Mapping[str, float]) -> Tensor:
     """Sum of factor * sum over terms."""
-    return torch.stack([factors[key] * term.sum.float() for key, term in terms.items()]).sum()
+    return torch.stack([factors[key] * full(term.sum) for key, term in terms.items()]).sum()
 
 
 def global_counts(
@@ -150,7 +150,7 @@ def cached_pulls(
             seed(number)
             made.append(objective.features(model, batch))
     joined = {
-        key: torch.cat([features[key] for features in made]).float().requires_grad_() for key in made[0]
+        key: full(torch.cat([features[key] for features in made])).requires_grad_() for key in made[0]
     }
     kept = [objective.extras(batch) for batch in batches]
     extras = {key: torch.cat([one[key] for one in kept]) for key in kept[0]}

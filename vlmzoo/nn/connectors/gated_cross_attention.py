@@ -159,6 +159,11 @@ class GatedCrossAttention(Component):
         for place in self.places:
             layers[place].register_forward_pre_hook(self.blocks[str(place)].enter, with_kwargs=True)
 
+    def groups(self) -> dict[str, set[str]]:
+        """Named sets of parameters for a learn tree: ``gates``."""
+        names = ("attention_gate", "feed_forward_gate")
+        return {"gates": {f"blocks.{place}.{name}" for place in self.places for name in names}}
+
     def gates(self) -> list[nn.Parameter]:
         """All gates, attention and feed-forward."""
         return [
