@@ -24,14 +24,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=c ...]", help="Changes to the config, for example optim.steps=20"),
 ]
-USER_MISTAKES = (
-    ConfigError,
-    FileNotFoundError,
-    FileExistsError,
-    KeyError,
-    NotADirectoryError,
-    PermissionError,
-)
+USER_MISTAKES = (ConfigError, KeyError, OSError)
 
 
 class Layout(str, Enum):
@@ -47,19 +40,25 @@ class SceneLayout(str, Enum):
     coco = "coco"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run a command; the user's own mistakes end in one line and exit code 2, not in a traceback."""
     try:
-        app(prog_name="vlmzoo")
-    except USER_MISTAKES as error:
-        fail(error)
+        app(arguments, prog_name="vlmzoo")
+    except Exception as error:
+        if not _is_mistake(error):
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if "\nOriginal Traceback" in text:  # a data process's error; the last line is the error itself
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        print(f"vlmzoo: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
-def fail(error: Exception) -> None:
-    """Print a mistake and leave with exit code 2."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"vlmzoo: {text}", file=sys.stderr)
-    raise SystemExit(2)
+def _is_mistake(error: Exception) -> bool:
+    """Whether an error tells the user about a mistake of theirs, or of their disk or data."""
+    types = sys.modules.get("vlmzoo.types")  # imports torch: whoever did not, raises none of its errors
+    own = (types.RowError, types.VerbError) if types else ()
+    return isinstance(error, (*USER_MISTAKES, *own))
 
 
 def _quiet() -> None:
@@ -105,15 +104,12 @@ def train(
 
     On several processes: accelerate launch -m vlmzoo.train CONFIG [a.b=c ...]
     """
-    try:
-        from vlmzoo.run import read_run
-        from vlmzoo.run import train as fit
+    from vlmzoo.run import read_run
+    from vlmzoo.run import train as fit
 
-        run = read_run(config, overrides)
-        _quiet()
-        fit(run, fresh)
-    except USER_MISTAKES as error:
-        fail(error)
+    run = read_run(config, overrides)
+    _quiet()
+    fit(run, fresh)
 
 
 @app.command("eval")
@@ -127,14 +123,17 @@ def evaluate(
     when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
 ) -> None:
     """Run the tasks of a run file on a model and show their tables."""
-    from vlmzoo.config import load_yaml, override, read
+    from vlmzoo.config import load_yaml, nearest, override, read
     from vlmzoo.evaluate.loop import text_table
     from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
 
-    _quiet()
     tree = override(load_yaml(config), overrides or [])
-    options = read(EvaluateOptions, tree.get("evaluate", {}), "evaluate")
+    if "evaluate" not in tree:
+        close = nearest("evaluate", tree)
+        raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    options = read(EvaluateOptions, tree["evaluate"], "evaluate")
+    _quiet()
     if not options.tasks:
         raise ConfigError(f"{config}: no evaluate.tasks")
     folder = out or (Path(model) if Path(model).is_dir() else None)
@@ -160,18 +159,12 @@ def generate(
     """Ask a model about a picture."""
     from vlmzoo.processing.image import open_image
     from vlmzoo.run import load
-    from vlmzoo.types import RowError, require_verb
+    from vlmzoo.types import require_verb
 
     _quiet()
-    try:
-        picture = open_image({"path": str(image)})
-    except RowError as error:
-        raise ConfigError(str(error)) from None
+    picture = open_image({"path": str(image)})
     loaded, processor = load(model)
-    try:
-        require_verb(loaded, "Speaks", "vlmzoo generate")
-    except TypeError as error:
-        raise ConfigError(str(error)) from None
+    require_verb(loaded, "Speaks", "vlmzoo generate")
     parts = [
         {"role": "user", "type": "image", "text": None},
         {"role": "user", "type": "text", "text": question},
@@ -207,9 +200,14 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make the repository public")] = False,
 ) -> None:
     """Upload a model with its card to the Hub."""
+    from huggingface_hub.errors import HFValidationError
+
     from vlmzoo.hub.card import push as upload
 
-    print(upload(folder, repo, private=not public))
+    try:
+        print(upload(folder, repo, private=not public))
+    except HFValidationError as error:
+        raise ConfigError(f"push: {repo!r} is no name for a repository: {error}") from None
 
 
 @app.command()

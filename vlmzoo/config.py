@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_validator
@@ -16,8 +17,8 @@ from pydantic_core import PydanticCustomError
 from vlmzoo import registry
 
 T = TypeVar("T", bound=BaseModel)
-MAX_YAML_BYTES = 1_000_000
-MAX_YAML_ALIASES = 100  # a handful is reuse, thousands are an expansion attack
+MAX_YAML_CHARACTERS = 1_000_000
+MAX_YAML_VALUES = 100_000  # with every alias written out: a few lines of aliases can stand for billions
 
 
 class ConfigError(ValueError):
@@ -29,6 +30,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(map(str, names))
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names) or 'none'}"
+
+
+def nearest_file(path: Path, pattern: str) -> str:
+    """:func:`nearest` for a file that does not exist: among the files beside it, or the folders beside its own."""
+    folder = path.parent
+    if folder.is_dir():
+        return nearest(path.name, (file.name for file in folder.glob(pattern) if file.name != path.name))
+    while not folder.parent.is_dir():
+        folder = folder.parent
+    folders = [one.name for one in folder.parent.iterdir() if one.is_dir() and not one.name.startswith(".")]
+    return f"no folder {str(folder)!r}; {nearest(folder.name, folders)}"
 
 
 class Config(BaseModel):
@@ -48,29 +60,58 @@ class Config(BaseModel):
         if not isinstance(tree, Mapping):
             return tree
         names = {field.alias or name for name, field in cls.model_fields.items()}
+        found: list[tuple[tuple[str, ...], str]] = []
         for key, value in tree.items():
             if key not in names and key not in cls.model_fields:
-                problem = f"unknown key; {nearest(key, names)}"
-                raise PydanticCustomError(
-                    "at", "{problem}", {"problems": [((str(key),), problem)], "problem": problem}
-                )
+                found.append(((str(key),), f"unknown key; {nearest(key, names)}"))
+                continue
             field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field and not _accepts_bool(field.annotation):
-                problem = f"wanted {_type_name(field.annotation)}, got the truth value {value}"
-                raise PydanticCustomError(
-                    "at", "{problem}", {"problems": [((str(key),), problem)], "problem": problem}
-                )
+            if field is None or _mentions(field.annotation, _takes_bool):
+                continue
+            deep = not _mentions(field.annotation, _is_schema)  # a nested schema looks after its own fields
+            wanted = _type_name(field.annotation)
+            found.extend(
+                ((str(key), *path), f"wanted {wanted}, got the truth value {truth}")
+                for path, truth in _truth_values(value, deep)
+            )
+        if found:
+            raise _nested_error(found)
         return tree
 
 
-def _accepts_bool(annotation: Any) -> bool:
-    if annotation in (bool, Any, object):
-        return True
-    return any(_accepts_bool(arg) for arg in get_args(annotation))
+def _mentions(annotation: Any, test: Any) -> bool:
+    return test(annotation) or any(_mentions(arg, test) for arg in get_args(annotation))
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return any(annotation is one for one in (bool, Any, object))
+
+
+def _is_schema(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _truth_values(value: Any, deep: bool) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Path and value of the booleans in a value, in lists and mappings too if ``deep``."""
+    if isinstance(value, bool):
+        yield (), value
+    elif deep and isinstance(value, (list, tuple, Mapping)):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from (((str(key), *path), truth) for path, truth in _truth_values(item, deep))
 
 
 def _type_name(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation))
+    """An annotation as a person would say it: ``int or None``, ``'a' or 'b'``, ``tuple of float, float``."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(args[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_name(arg) for arg in args)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is not None and args:
+        return f"{origin.__name__} of {', '.join(_type_name(arg) for arg in args)}"
+    return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def read(schema: type[T], tree: Any, where: str = "") -> T:
@@ -151,25 +192,44 @@ def part_of(family: str) -> Any:
 class _Yaml12(yaml.SafeLoader):
     """PyYAML reads YAML 1.1 (1e-3 a string, off False); this reads scalars by the 1.2 core rules."""
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self.aliases = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            self.aliases += 1
-            if self.aliases > MAX_YAML_ALIASES:
-                raise ConfigError(f"more than {MAX_YAML_ALIASES} aliases in one file")
-        return super().compose_node(parent, index)
+    def construct_document(self, node: Any) -> Any:
+        if _written_out(node, {}) > MAX_YAML_VALUES:
+            raise ConfigError(f"more than {MAX_YAML_VALUES} values with its aliases written out")
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        double = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if double is not None:
-            raise ConfigError(f"key {double!r} is written twice (line {node.start_mark.line + 1})")
+        seen: set[Any] = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise ConfigError(f"key {key!r} is written twice (line {key_node.start_mark.line + 1})")
+            seen |= {key} if isinstance(key, Hashable) else set()
         return super().construct_mapping(node, deep)
 
 
+def _written_out(node: Any, known: dict[int, int | None]) -> int:
+    """How many values a node stands for when its aliases are written out."""
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise ConfigError(f"the value in line {node.start_mark.line + 1} contains itself")
+        return size
+    known[id(node)] = None  # being counted
+    inner: list[Any] = []
+    if isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inner = [one for pair in node.value for one in pair]
+    size = 1 + sum(_written_out(one, known) for one in inner)
+    known[id(node)] = size
+    return size
+
+
+_Yaml12.yaml_constructors = {
+    tag: build
+    for tag, build in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+}
 _Yaml12.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|false|True|False|TRUE|FALSE", "tfTF"),
@@ -198,35 +258,48 @@ def parse_yaml(text: str, where: str = "") -> Any:
     Raises:
         ConfigError: syntax errors with their line, Python tags, double keys, alias floods, oversized files.
     """
-    if len(text) > MAX_YAML_BYTES:
-        raise ConfigError(f"{where or 'yaml'}: larger than {MAX_YAML_BYTES} characters")
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ConfigError(f"{where or 'yaml'}: larger than {MAX_YAML_CHARACTERS} characters")
     try:
         return yaml.load(text, Loader=_Yaml12)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ConfigError) as error:
         raise ConfigError(f"{where or 'yaml'}: {error}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{where or 'yaml'}: {error}") from None
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{where or 'yaml'}: a value that is not of its type: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where or 'yaml'}: nested too deeply") from None
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: no such file (with the nearest one in its folder), or not a mapping.
+        ConfigError: no such file (with the nearest one in its folder), not text, or not a mapping.
     """
     path = Path(path)
     if not path.is_file():
-        there = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ConfigError(f"no config file {str(path)!r}; {nearest(path.name, there)}")
-    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        raise ConfigError(f"no config file {str(path)!r}; {nearest_file(path, '*.y*ml')}")
+    if path.stat().st_size > 4 * MAX_YAML_CHARACTERS:
+        raise ConfigError(f"{path}: larger than {MAX_YAML_CHARACTERS} characters")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file: {error}") from None
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: wanted a mapping at the top, got {type(tree).__name__}")
     return tree
 
 
+class _Yaml12Dumper(yaml.SafeDumper):
+    """Quotes what :class:`_Yaml12` would not read back as text (``'1e-3'``)."""
+
+    yaml_implicit_resolvers = _Yaml12.yaml_implicit_resolvers
+
+
 def dump_yaml(tree: Any) -> str:
-    """YAML text of a plain tree, keys in the order given."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    """YAML text of a plain tree, keys in the order given; :func:`parse_yaml` reads the same tree."""
+    return yaml.dump(tree, Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -238,7 +311,7 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
     result = tree
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if not equals or not path:
+        if not equals or not all(path.split(".")):
             raise ConfigError(
                 f"{assignment!r}: an override is written path=value, for example optim.steps=20"
             )

@@ -43,22 +43,29 @@ def start() -> None:
         RuntimeError: see :func:`check_launch`.
     """
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    PartialState()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else launchers' CPU processes stay strangers
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_launch()
 
 
-def check_launch() -> None:
+def check_launch(joined: int | None = None) -> None:
     """Refuse a launch whose processes do not know of each other.
+
+    Args:
+        joined: how many processes the trainer's accelerator counts; those of the process group by default.
 
     Raises:
         RuntimeError: the launcher announced more processes than joined the group, so each would train alone and
             write into the same folder.
     """
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if wanted != world_size():
+    joined = world_size() if joined is None else joined
+    if wanted != joined:
         raise RuntimeError(
-            f"the launcher started {wanted} processes but {world_size()} joined: each would train alone. "
+            f"the launcher started {wanted} processes but {joined} joined: each would train alone. "
             "On CPU use: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m vlmzoo.train ..."
         )
 

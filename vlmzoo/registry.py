@@ -142,7 +142,7 @@ def register(family: str, name: str, builder: Any, about: str = "") -> None:
     """
     table = _table(family)
     known = table.get(name)
-    if known is not None and known.target is not builder:
+    if known is not None and known.target != builder:
         raise ValueError(f"{family}: {name!r} is already registered ({known.about})")
     first_line = (getattr(builder, "__doc__", None) or "").strip().split("\n")[0]
     table[name] = Entry(builder, about or first_line)
@@ -156,7 +156,7 @@ def lookup(family: str, name: str) -> Any:
         ImportError: the target's module or attribute is missing; the message names the table row.
     """
     table = _table(family)
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise KeyError(f"no {family.rstrip('s')} {name!r}; {_guess(name, table)}")
     target = table[name].target
     if not isinstance(target, str):

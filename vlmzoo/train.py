@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from vlmzoo.cli import app
+from vlmzoo import cli
 
 
 def main() -> None:
     """``vlmzoo train`` under another name."""
-    app(["train", *sys.argv[1:]], prog_name="vlmzoo")
+    cli.main(["train", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ class Row(TypedDict, total=False):
     truth: dict[str, Any]
 
 
+class VerbError(TypeError):
+    """A model was asked for a verb that it does not offer."""
+
+
 class RowError(ValueError):
     """A row that cannot be used, with the reason; the data mixer quarantines it instead of stopping the run."""
 
@@ -138,11 +142,11 @@ def require_verb(model: Any, verb: str, asker: str) -> None:
     """Refuse a model that lacks ``verb``.
 
     Raises:
-        TypeError: names the asker, the verb wanted and the verbs on offer.
+        VerbError: names the asker, the verb wanted and the verbs on offer.
     """
     if verb not in offered(model):
         has = ", ".join(offered(model)) or "no verb"
-        raise TypeError(f"{asker} needs a model that {verb}; {type(model).__name__} offers {has}")
+        raise VerbError(f"{asker} needs a model that {verb}; {type(model).__name__} offers {has}")
 
 
 def full(values: Tensor) -> Tensor:

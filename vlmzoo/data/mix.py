@@ -158,5 +158,6 @@ def read_quarantine(file: Path) -> list[dict[str, str]]:
     """The listed rows, each once."""
     if not file.is_file():
         return []
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    text = file.read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # a killed run may cut one
     return list({(line["stream"], line["id"]): line for line in lines}.values())

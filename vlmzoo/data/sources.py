@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import PositiveInt
 
-from vlmzoo.config import Config, ConfigError, nearest
+from vlmzoo.config import Config, ConfigError, nearest, nearest_file
 from vlmzoo.data.scenes import Scenes
 from vlmzoo.data.scenes_draw import CLASSES, NOVEL_CLASSES
 from vlmzoo.data.scenes_text import CLASS_TEMPLATES, with_article
@@ -136,18 +136,14 @@ class LlavaConfig(Config):
         """The source; records that are no rows are listed in ``rejected``.
 
         Raises:
-            ConfigError: no such file, not json, no usable record.
+            ConfigError: no such file or folder, not json, no usable record.
         """
+        root = _picture_folder(self.images, self.path)
         records = read_records(self.path)
         rows, rejected = _convert(records, llava_row)
         if self.pictures == "blank":
             rows = [{**row, "images": [{"bytes": _grey()} for _ in row["images"]]} for row in rows]
-        return Rows(
-            rows,
-            Path(self.images) if self.images else Path(self.path).parent,
-            rejected,
-            f"data.path {self.path}",
-        )
+        return Rows(rows, root, rejected, f"data.path {self.path}")
 
 
 class CocoConfig(Config):
@@ -166,19 +162,25 @@ class CocoConfig(Config):
         """The source; annotations without a picture or a caption are listed in ``rejected``.
 
         Raises:
-            ConfigError: no such file, not COCO json, no usable annotation.
+            ConfigError: no such file or folder, not COCO json, no usable annotation.
         """
+        root = _picture_folder(self.images, self.path)
         tree = _json(self.path)
-        if not isinstance(tree, Mapping) or not {"images", "annotations"} <= tree.keys():
+        lists = [tree.get(key) for key in ("images", "annotations")] if isinstance(tree, Mapping) else [None]
+        if not all(isinstance(one, list) for one in lists):
             raise ConfigError(f"data.path {self.path}: wanted COCO json with 'images' and 'annotations'")
-        files = {image["id"]: image["file_name"] for image in tree["images"]}
+        try:
+            files = {image["id"]: str(image["file_name"]) for image in tree["images"]}
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"data.path {self.path}: an image without id and file_name ({error})") from None
         rows, rejected = _convert(tree["annotations"], lambda record, number: coco_row(record, number, files))
-        return Rows(
-            rows,
-            Path(self.images) if self.images else Path(self.path).parent,
-            rejected,
-            f"data.path {self.path}",
-        )
+        return Rows(rows, root, rejected, f"data.path {self.path}")
+
+
+def _picture_folder(images: str | None, path: str) -> Path:
+    if images is not None and not Path(images).is_dir():
+        raise ConfigError(f"data.images: no folder {images!r}; {nearest_file(Path(images), '*')}")
+    return Path(images) if images is not None else Path(path).parent
 
 
 def _convert(records: Iterable[Any], convert: Any) -> tuple[list[Row], list[tuple[str, str]]]:
@@ -186,12 +188,24 @@ def _convert(records: Iterable[Any], convert: Any) -> tuple[list[Row], list[tupl
     rejected: list[tuple[str, str]] = []
     for number, record in enumerate(records):
         try:
-            rows.append(convert(record, number))
+            row = convert(record, number)
+            _check_text(row)
+            rows.append(row)
         except (RowError, KeyError, TypeError, AttributeError) as error:
             name = str(record.get("id", number)) if isinstance(record, Mapping) else str(number)
             reason = f"missing key {error}" if isinstance(error, KeyError) else str(error)
             rejected.append((name, reason))
     return rows, rejected
+
+
+def _check_text(row: Row) -> None:
+    """Json can hold half characters (lone surrogates), which no file and no tokenizer can."""
+    texts = [row["id"], *(image.get("path") or "" for image in row["images"])]
+    texts += [part["text"] or "" for part in row["parts"]]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise RowError("holds a character that is no Unicode text (a lone surrogate)") from None
 
 
 def llava_row(record: Mapping[str, Any], number: int = 0) -> Row:
@@ -270,15 +284,20 @@ def read_records(path: str) -> list[Any]:
 def _json(path: str) -> Any:
     file = Path(path)
     if not file.is_file():
-        there = [p.name for p in file.parent.glob("*.json*")] if file.parent.is_dir() else []
-        raise ConfigError(f"data.path: no file {path!r}; {nearest(file.name, there)}")
-    text = file.read_text(encoding="utf-8")
+        raise ConfigError(f"data.path: no file {path!r}; {nearest_file(file, '*.json*')}")
+    number = 0
     try:
-        if file.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"data.path {path}: not json: {error}") from None
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix != ".jsonl":
+            return json.loads(text)
+        records = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                records.append(json.loads(line))
+        return records
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = f" (line {number} of the file)" if number else ""
+        raise ConfigError(f"data.path {path}: not json: {error}{where}") from None
 
 
 def _grey() -> bytes:

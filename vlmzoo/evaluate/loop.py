@@ -78,7 +78,9 @@ def save_result(folder: str | Path, when: str, result: Result, model: str = "") 
             picture = f"{result.task}/{number}.png"
         tree["samples"].append({**sample, "picture": picture})
     file = target / f"{result.task}.json"
-    file.write_text(json.dumps({**tree, "when": when, "model": model}, indent=1), encoding="utf-8")
+    building = file.with_suffix(".tmp")
+    building.write_text(json.dumps({**tree, "when": when, "model": model}, indent=1), encoding="utf-8")
+    building.replace(file)
     return file
 
 

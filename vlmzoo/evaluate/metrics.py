@@ -41,16 +41,17 @@ def recall_at(similarity: Tensor, k: int) -> list[bool]:
     """For each row whether its own column (the diagonal) is among the k most similar.
 
     Args:
-        similarity: [Q, G] with Q <= G; the match of query i is gallery item i. Ties count against the match.
+        similarity: [Q, G] with Q <= G; the match of query i is gallery item i. Ties, and what is not a number,
+            count against the match.
     """
     own = similarity.diagonal()[:, None]
-    better = (similarity >= own).sum(dim=1) - 1
+    better = (~(similarity < own)).sum(dim=1) - 1
     return (better < k).tolist()
 
 
 def top1(logits: Tensor, labels: Tensor) -> list[bool]:
-    """Whether the highest logit of each row [N, C] is at its label [N]."""
-    return (logits.argmax(dim=1) == labels).tolist()
+    """Whether the highest logit of each row [N, C] is at its label [N]; a row with a NaN is wrong."""
+    return ((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).tolist()
 
 
 def mean_per_class(right: Sequence[bool], labels: Sequence[int]) -> float:

@@ -195,23 +195,18 @@ class _Log:
         found.evaluations = dict(sorted(found.evaluations.items()))
         return found
 
-    def points(self, name: str) -> Points:
-        return _points(self.steps, name)
-
     def curves(self) -> list[str]:
         """Names of the numbers beside the loss, the streams' terms first."""
         names = dict.fromkeys(name for line in self.steps.values() for name in line)
         terms = [name for name in names if "/" in name]
-        return (terms if len(terms) > 1 else []) + [
-            name for name in ("grad_norm", "lr_factor") if name in names
-        ]
+        others: list[str] = [name for name in ("grad_norm", "lr_factor") if name in names]
+        return terms + others if len(terms) > 1 else others
 
 
 def _points(lines: Mapping[float, Mapping[str, Any]], name: str) -> Points:
+    """A curve's finite numbers, without those that an axis cannot hold."""
     found = [(step, value) for step, line in lines.items() if (value := finite(line.get(name))) is not None]
-    return [
-        (step, 0.0 if abs(y) < 1e-100 else y) for step, y in found if abs(y) < 1e100
-    ]  # what an axis can hold
+    return [(step, y if abs(y) > 1e-100 else 0.0) for step, y in found if abs(y) < 1e100]
 
 
 @dataclass(frozen=True)
@@ -267,9 +262,7 @@ def _run(place: int, page: RunPage) -> str:
         "<h3>Parts</h3>",
         _parts(parts),
         "<h3>Training</h3>",
-        missing("No log.jsonl in this folder: training has not been started.")
-        if written is None
-        else _training(log),
+        missing("There is no log.jsonl: not trained yet.") if written is None else _training(log),
         _curves(log, results),
         "<h3>Results</h3>",
         "".join(missing(f"results/{name} cannot be read.") for name in broken),
@@ -290,10 +283,9 @@ def _facts(log: _Log, parts: list[dict[str, Any]]) -> str:
     if log.steps:
         last = max(log.steps)
         skipped = finite(log.steps[last].get("bad_steps"))
-        facts.append(
-            ("Steps", f"{last:,.0f}", f"{skipped:,.0f} skipped: gradient not finite" if skipped else "")
-        )
-    losses = log.points("loss")
+        more = f"{skipped:,.0f} skipped: gradient not finite" if skipped else ""
+        facts.append(("Steps", f"{last:,.0f}", more))
+    losses = _points(log.steps, "loss")
     if losses:
         (first, start), (_, end) = losses[0], losses[-1]
         facts.append(("Loss", number(end), f"from {number(start)} at step {first:,.0f}"))
@@ -320,12 +312,10 @@ def _training(log: _Log) -> str:
     """What the log says in words."""
     text = _contract(log.contract)
     if log.broken:
-        text += missing(
-            f"{log.broken:,} lines of the log cannot be read (a killed run leaves a broken last line)."
-        )
-    bad = len(log.steps) - len(log.points("loss"))
+        text += missing(f"Log lines that cannot be read: {log.broken:,} (a killed run leaves one).")
+    bad = len(log.steps) - len(_points(log.steps, "loss"))
     if bad:
-        text += paragraphs(f"{bad:,} logged steps have no finite loss; the curve leaves them out.", "note")
+        text += paragraphs(f"Logged steps without a finite loss: {bad:,}; the curve leaves them out.", "note")
     return text if log.steps else text + missing("The log tells no loss yet.")
 
 
@@ -361,8 +351,8 @@ def _quarantine(text: str | None) -> str:
     shown = [dict(zip(("stream", "id", "reason"), key, strict=True)) for key in once[:MAX_QUARANTINE]]
     first = f"the first {len(shown)}" if len(once) > len(shown) else ""
     inner = table(shown, "Rows that could not be used", aside=first) if shown else ""
-    inner += missing(f"{broken:,} lines cannot be read.") if broken else ""
-    return folded(f"{len(once):,} rows of the data were left out", "quarantine.jsonl", inner)
+    inner += missing(f"Lines that cannot be read: {broken:,}.") if broken else ""
+    return folded(f"Rows of the data left out: {len(once):,}", "quarantine.jsonl", inner)
 
 
 # --- curves ------------------------------------------------------------------------------------------------------
@@ -370,18 +360,15 @@ def _quarantine(text: str | None) -> str:
 
 def _curves(log: _Log, results: list[_Found]) -> str:
     """The loss and what was evaluated on the way; the loss's terms and the like on request."""
-    losses = log.points("loss")
+    losses = _points(log.steps, "loss")
     aside = "smoothed, over the raw line" if len(losses) > MANY_POINTS else ""
     drawn = chart("Loss", [Line("loss", losses)], aside) if losses else ""
     drawn += "".join(chart(title, lines) for title, lines in _evaluated(log, results))
-    terms = [(name, log.points(name)) for name in log.curves()]
+    terms = [(name, _points(log.steps, name)) for name in log.curves()]
     more = "".join(chart(name, [Line(name, points)]) for name, points in terms if points)
     text = f'<div class="charts">{drawn}</div>' if drawn else ""
-    if more:
-        text += folded(
-            "More curves", "terms, gradient norm, learning rate", f'<div class="charts">{more}</div>'
-        )
-    return text
+    names = "terms, gradient norm, learning rate"
+    return text + (folded("More curves", names, f'<div class="charts">{more}</div>') if more else "")
 
 
 def _evaluated(log: _Log, results: list[_Found]) -> Iterator[tuple[str, list[Line]]]:
@@ -438,9 +425,11 @@ def _task(folder: Path, results: list[_Found]) -> str:
     if all(one.when != "after" for one in columns):  # not at its end yet: the newest there is
         columns += [one for one in results if one.when.startswith("step-")][-1:]
     last = columns[-1]
-    rows = finite(last.tree.get("n"))
-    text = f"<h4>{esc(last.task)}</h4>" + _metrics(columns, f"{rows:,.0f} rows judged" if rows else "")
-    tables = [table(rows, one.when) for one in columns if (rows := _rows(one.tree.get("table")))]
+    judged = finite(last.tree.get("n"))
+    text = f"<h4>{esc(last.task)}</h4>" + _metrics(columns, f"{judged:,.0f} rows judged" if judged else "")
+    tables = [
+        table(rows, f"Details, {one.when}") for one in columns if (rows := _rows(one.tree.get("table")))
+    ]
     if tables:
         text += f'<div class="side">{"".join(tables)}</div>'
     text += _samples(folder, last) or missing("No sample pictures were kept.")
@@ -474,11 +463,8 @@ def _metrics(columns: list[_Found], aside: str) -> str:
 def _samples(folder: Path, one: _Found) -> str:
     samples = _rows(one.tree.get("samples"))
     cards = "".join(_sample(folder, one, i, sample) for i, sample in enumerate(samples[:MAX_SAMPLES], 1))
-    more = (
-        f'<p class="note">{MAX_SAMPLES} of {len(samples):,} samples.</p>'
-        if len(samples) > MAX_SAMPLES
-        else ""
-    )
+    left = len(samples) - MAX_SAMPLES
+    more = paragraphs(f"{left:,} more samples are in the results file.", "note") if left > 0 else ""
     return f'<div class="samples">{cards}</div>{more}' if cards else ""
 
 
@@ -488,11 +474,7 @@ def _sample(folder: Path, one: _Found, place: int, sample: dict[str, Any]) -> st
     mark = {True: '<span class="mark right">✓ right</span>', False: '<span class="mark wrong">✗ wrong</span>'}
     right = sample.get("right")
     told = mark[right] if isinstance(right, bool) else '<span class="mark soft">not judged</span>'
-    said = (
-        esc(answer)
-        if str(answer if answer is not None else "").strip()
-        else '<span class="soft">(nothing)</span>'
-    )
+    said = esc("" if answer is None else answer).strip() or '<span class="soft">(nothing)</span>'
     return (
         f'<figure class="sample">{_picture(folder, one.file.parent, sample.get("picture"), alt)}<figcaption>'
         f'<span class="question">{esc(sample.get("question") or "")}</span>'

@@ -7,7 +7,7 @@ import html
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -26,15 +26,14 @@ CSS = """
   --page: #14161a; --panel: #1b1e24; --ink: #e5e6e9; --soft: #a2a8b4; --line: #31353e; --faint: #22262d;
   --accent: #86b6f2; --good: #72cb98; --bad: #f2938a;
   --s0: #86b6f2; --s1: #f0a46b; --s2: #62c9b1; --s3: #d49bd8; --s4: #d5c266; --s5: #b3bac6; --reference: #828996; } }
-* { box-sizing: border-box; }
+* { box-sizing: border-box; } figure { margin: 0; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.55 var(--sans); overflow-wrap: anywhere; }
 body > * { max-width: 66rem; margin-inline: auto; padding-inline: clamp(1rem, 4vw, 2rem); }
 body > header { padding-top: clamp(2rem, 6vw, 4rem); padding-bottom: .5rem; }
 h1, h2, h3, h4 { line-height: 1.2; text-wrap: balance; margin: 0; font-weight: 650; letter-spacing: -.012em; }
 h1 { font-size: clamp(1.75rem, 1.3rem + 2.2vw, 2.6rem); }
-h2 { font-size: 1.55rem; }
-h3 { font-size: 1.1rem; margin: 2.4rem 0 .8rem; }
+h2 { font-size: 1.55rem; } h3 { font-size: 1.1rem; margin: 2.4rem 0 .8rem; }
 h4 { font-size: 1rem; margin: 1.8rem 0 .6rem; }
 p { margin: .6rem 0; max-width: 44rem; text-wrap: pretty; }
 a { color: var(--accent); text-underline-offset: .2em; }
@@ -51,36 +50,35 @@ section.run { margin-top: 3.5rem; padding-top: 2rem; border-top: 1px solid var(-
 .facts dt { color: var(--soft); font-size: .8rem; }
 .facts dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .facts small { display: block; color: var(--soft); font-size: .8rem; font-weight: 400; }
-.scroll { overflow-x: auto; background: var(--panel); border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0; }
+/* the shade at the right edge tells that a table goes on there; scrolled to its end, the first layer hides it */
+.scroll { background: linear-gradient(to left, var(--panel), transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) right / .6rem 100% no-repeat scroll, var(--panel); overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0; }
 .scroll:focus-visible, summary:focus-visible, pre:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 caption { text-align: left; font-weight: 600; padding: .75rem .9rem .35rem; }
 caption small { font-weight: 400; color: var(--soft); font-size: .85rem; margin-left: .4rem; }
 th, td { padding: .42rem .9rem; text-align: left; vertical-align: baseline; white-space: nowrap; }
 td.long { white-space: normal; min-width: 14rem; }
-th.number, td.number { text-align: right; }
+.number { text-align: right; }
 thead th { color: var(--soft); font-weight: 500; font-size: .82rem; border-bottom: 1px solid var(--line); }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: normal; min-width: 7rem; }
 tbody tr + tr > * { border-top: 1px solid var(--faint); }
 tfoot > tr > * { border-top: 1px solid var(--line); font-weight: 600; }
 td strong { font-weight: 700; text-decoration: underline 2px var(--accent); text-underline-offset: .25em; }
-td .spread { color: var(--soft); font-size: .85em; }
+.spread { display: inline-block; min-width: 4.1em; text-align: left; color: var(--soft); font-size: .85em; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); gap: 0 1rem; align-items: start; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
-figure { margin: 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 .chart { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .75rem .9rem .6rem; max-width: 38rem; }
 .chart figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; }
 .chart figcaption small { font-weight: 400; color: var(--soft); margin-left: .3rem; }
-.chart svg { display: block; width: 100%; height: auto; font: 11px var(--sans); font-variant-numeric: tabular-nums; }
+.chart svg { display: block; width: 100%; height: auto; font: 10.5px var(--sans); font-variant-numeric: tabular-nums; }
 .chart text { fill: var(--soft); }
 .grid { stroke: var(--line); stroke-width: 1; }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 .raw { fill: none; stroke-width: 1; opacity: .3; stroke-linejoin: round; }
 .band { opacity: .13; stroke: none; }
-.hit rect { fill: transparent; }
-.hit line, .hit circle { opacity: 0; }
-.hit:hover line { opacity: .5; stroke: var(--soft); }
-.hit:hover circle { opacity: 1; }
+.hit rect { fill: transparent; } .hit line, .hit circle { opacity: 0; }
+.hit:hover line { opacity: .5; stroke: var(--soft); } .hit:hover circle { opacity: 1; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1rem; list-style: none; margin: .3rem 0 0; padding: 0; font-size: .82rem;
   color: var(--soft); }
 .legend svg { display: inline-block; width: 26px; height: 8px; margin-right: .35rem; vertical-align: middle; }
@@ -97,8 +95,7 @@ figure { margin: 0; }
 .sample dt { color: var(--soft); }
 .sample dd { margin: 0; font-weight: 600; }
 .mark { display: inline-block; margin-top: .45rem; font-weight: 600; }
-.right { color: var(--good); }
-.wrong { color: var(--bad); }
+.right { color: var(--good); } .wrong { color: var(--bad); } dd .soft { white-space: nowrap; font-weight: 400; }
 details { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0; padding: 0 .9rem; }
 details > :last-child { margin-bottom: .9rem; }
 summary { cursor: pointer; padding: .6rem 0; font-weight: 550; font-size: .95rem; margin: 0 !important; }
@@ -108,6 +105,7 @@ pre { background: var(--faint); border-radius: 6px; padding: .75rem .9rem; margi
   overflow-wrap: normal; }
 pre.command { -webkit-user-select: all; user-select: all; border: 1px solid var(--line); background: var(--panel); }
 footer { color: var(--soft); font-size: .85rem; padding-block: 3rem 2rem; }
+@media screen and (max-width: 34rem) { th, td { padding-inline: .6rem; } caption { padding-inline: .6rem; } .chart svg { font-size: 13px; } }
 @media print {
   body { background: #fff; font-size: 10.5pt; }
   body > * { max-width: none; padding-inline: 0; }
@@ -236,16 +234,17 @@ def table(
         rows: ``<name>_stderr`` is shown beside ``<name>`` as ``value ± stderr``. aside: small text beside the caption.
         best: columns whose best value is emphasised, the highest one; the lowest for ``-<name>``. foot: a last row.
     """
-    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    given = dict.fromkeys(str(name) for row in rows for name in row)
     names = [
-        name for name in names if name.removesuffix("_stderr") not in names or not name.endswith("_stderr")
+        name for name in given if not (name.endswith("_stderr") and name.removesuffix("_stderr") in given)
     ]
     numeric = {name for name in names if _is_numeric([row.get(name) for row in rows])}
     tops = _best(rows, best)
+    wide = {name for name in names if any(finite(row.get(f"{name}_stderr")) is not None for row in rows)}
     right = {name: ' class="number"' if name in numeric else "" for name in names}
     head = "".join(f'<th scope="col"{right[name]}>{esc(name)}</th>' for name in names)
-    body = "".join(f"<tr>{_row(row, names, right, tops)}</tr>" for row in rows)
-    last = f"<tfoot><tr>{_row(foot, names, right, {})}</tr></tfoot>" if foot else ""
+    body = "".join(f"<tr>{_row(row, wide, right, tops)}</tr>" for row in rows)
+    last = f"<tfoot><tr>{_row(foot, wide, right, {})}</tr></tfoot>" if foot else ""
     small = f" <small>{esc(aside)}</small>" if aside else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(caption)}"><table>'
@@ -254,17 +253,17 @@ def table(
 
 
 def _row(
-    row: Mapping[str, Any], names: Sequence[str], right: Mapping[str, str], tops: Mapping[str, float]
+    row: Mapping[str, Any], wide: Collection[str], styles: Mapping[str, str], tops: Mapping[str, float]
 ) -> str:
     cells = []
-    for place, name in enumerate(names):
+    for place, (name, style) in enumerate(styles.items()):
         value = row.get(name)
         text, spread = show(value), finite(row.get(f"{name}_stderr"))
         if name in tops and _read_number(value) == tops[name]:
             text = f"<strong>{text}</strong>"
-        if spread is not None and finite(value) is not None:
-            text += f' <span class="spread">± {number(spread)}</span>'
-        style = ' class="long"' if isinstance(value, str) and len(value) > LONG_TEXT else right[name]
+        if name in wide:  # room for an error where there is none too, so that numbers line up
+            text += f' <span class="spread">{"" if spread is None else f"± {number(spread)}"}</span>'
+        style = ' class="long"' if isinstance(value, str) and len(value) > LONG_TEXT else style
         cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{style}>{text}</td>")
     return "".join(cells)
 
@@ -383,7 +382,7 @@ class _Frame:
 
     def axes(self) -> str:
         parts = []
-        for value, text in _ticks(*self.y, most=5):
+        for value, text in _ticks(*self.y, most=6):
             y = self.at(self.x[0], value)[1]
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 7}" y="{y + 3.8:.1f}" text-anchor="end">{text}</text>')

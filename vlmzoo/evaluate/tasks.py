@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from vlmzoo.config import Config, ConfigError, part_of
@@ -28,7 +28,7 @@ class TaskConfig(Config):
     data: part_of("datasets")  # type: ignore[valid-type]
     limit: PositiveInt | None = None
     batch_size: PositiveInt = 64
-    samples: int = 12
+    samples: NonNegativeInt = 12
 
 
 def device_of(model: Any) -> torch.device:
@@ -60,7 +60,14 @@ def zero_shot_head(
 def image_vectors(
     model: Aligns, processor: Processor, rows: Sequence[Row], root: Any, batch_size: int
 ) -> Tensor:
-    """Unit vectors of the rows' pictures, [N, E], on the CPU."""
+    """Unit vectors of the rows' pictures, [N, E], on the CPU.
+
+    Raises:
+        ConfigError: a row that does not have exactly one picture.
+    """
+    odd = next((row for row in rows if len(row["images"]) != 1), None)
+    if odd is not None:
+        raise ConfigError(f"data: row {odd['id']!r} has {len(odd['images'])} pictures; wanted one a row")
 
     def encode(numbers: list[int]) -> list[Tensor]:
         pictures = torch.stack([processor.pictures(rows[i], root)[0] for i in numbers])
@@ -90,6 +97,12 @@ class ZeroShot:
                 f"tasks.{self.name}.classes: missing; this data set names no classes of its own"
             )
         rows = rows_of(source, self.config.limit)
+        for row in rows:
+            label = row.get("label")
+            if label is None or not 0 <= label < len(classes):
+                raise ConfigError(
+                    f"tasks.{self.name}.data: row {row['id']!r} has the label {label}; there are {len(classes)} classes"
+                )
         with evaluating(model):
             head = zero_shot_head(model, processor, classes, templates).float().cpu()  # [C, E]
             images = image_vectors(model, processor, rows, source.root, self.config.batch_size)
@@ -195,10 +208,12 @@ class Vqa:
         source = self.config.data.open()
         rows = rows_of(source, self.config.limit)
         truths = [str(row["truth"].get("answer") or "") for row in rows]
+        bare = next((row["id"] for row, truth in zip(rows, truths, strict=True) if not truth), None)
+        if bare is not None:
+            raise ConfigError(f"tasks.{self.name}.data: row {bare!r} has no answer to compare with")
         kinds = [str(row["truth"].get("kind", "all")) for row in rows]
         chances = [
-            1.0 / len(row["truth"]["choices"]) if row["truth"].get("choices") else float("nan")
-            for row in rows
+            1.0 / len(row["truth"]["choices"]) if row["truth"].get("choices") else None for row in rows
         ]
         with evaluating(model):
             answers = self.answer(model, processor, rows, source.root)
@@ -235,24 +250,18 @@ class Vqa:
 
     def _result(
         self, rows: Sequence[Row], root: Any, kinds: list[str], truths: list[str], answers: list[str], right: list[bool],
-        swapped: list[bool], chances: list[float],
+        swapped: list[bool], chances: list[float | None],
     ) -> Result:  # fmt: skip
         share, error = metrics.accuracy(right)
-        found = {"accuracy": share, "accuracy_stderr": error, "chance": sum(chances) / len(chances)}
+        found = {"accuracy": share, "accuracy_stderr": error, **_chance(chances)}
         if swapped:
             found["accuracy_swapped"], found["accuracy_swapped_stderr"] = metrics.accuracy(swapped)
         groups = metrics.by_group(right, kinds)
         other = metrics.by_group(swapped, kinds) if swapped else {}
         table = []
         for kind, (value, stderr, n) in groups.items():
-            chance = [c for c, k in zip(chances, kinds, strict=True) if k == kind]
-            row = {
-                "kind": kind,
-                "accuracy": value,
-                "stderr": stderr,
-                "chance": sum(chance) / len(chance),
-                "n": n,
-            }
+            chance = _chance([c for c, k in zip(chances, kinds, strict=True) if k == kind])
+            row = {"kind": kind, "accuracy": value, "stderr": stderr, **chance, "n": n}
             table.append({**row, **({"swapped": other[kind][0]} if other else {})})
             found[f"accuracy_{kind}"] = value
         samples = [
@@ -283,6 +292,12 @@ class VqaConfig(TaskConfig):
 def rows_of(source: Any, limit: int | None) -> list[Row]:
     """The first ``limit`` rows."""
     return [source[i] for i in range(min(len(source), limit or len(source)))]
+
+
+def _chance(chances: Sequence[float | None]) -> dict[str, float]:
+    """The accuracy of guessing; absent where some rows do not say what the choices are."""
+    known = [chance for chance in chances if chance is not None]
+    return {"chance": sum(known) / len(known)} if len(known) == len(chances) and known else {}
 
 
 def _question(row: Row) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from vlmzoo.config import dump_yaml, load_yaml
+
 CARD = "README.md"
 
 
@@ -35,7 +37,7 @@ def write_card(
     sections = [f"---\n{head}---\n\n# {title}\n", f"## Loading\n\n```python\n{loading.strip()}\n```\n"]
     if parts:
         sections.append("## Parts\n\n" + _markdown([dict(part) for part in parts]))
-    if results:
+    if any(tree["metrics"] for tree in results):
         rows = [
             {"task": tree["task"], "when": tree.get("when", ""), "metric": name, "value": round(value, 4), "rows": tree.get("n", "")}
             for tree in results for name, value in tree["metrics"].items() if not name.endswith("_stderr")
@@ -44,18 +46,21 @@ def write_card(
     if run:
         data = [{"stream": name, **stream["data"]} for name, stream in run.get("streams", {}).items()]
         sections.append("## Data\n\n```json\n" + json.dumps(data, indent=1) + "\n```\n")
-        text = yaml.safe_dump(dict(run), sort_keys=False, allow_unicode=True)
-        sections.append(f"## Training config\n\n```yaml\n{text}```\n")
+        sections.append(f"## Training config\n\n```yaml\n{dump_yaml(dict(run))}```\n")
     file = Path(folder) / CARD
     file.write_text("\n".join(sections), encoding="utf-8")
     return file
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(rows[0])
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
+    lines += ["| " + " | ".join(_cell(row.get(name, "")) for name in names) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def run_facts(folder: str | Path) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def run_facts(folder: str | Path) -> dict[str, Any]:
     files = sorted(folder.glob("results/*/*.json"))
     return {
         "parts": json.loads(parts.read_text(encoding="utf-8")) if parts.is_file() else [],
-        "run": yaml.safe_load(run.read_text(encoding="utf-8")) if run.is_file() else None,
+        "run": load_yaml(run) if run.is_file() else None,
         "results": [json.loads(file.read_text(encoding="utf-8")) for file in files],
     }
 
@@ -85,6 +90,7 @@ def push(folder: str | Path, repo_id: str, *, private: bool = True, api: Any = N
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
+        OSError, ValueError: what the Hub or its client says against it (name, token, connection).
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json, so there is no model to upload")

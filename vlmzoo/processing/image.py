@@ -7,7 +7,8 @@ serving engine will run); this file does the same arithmetic several times faste
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,10 +37,14 @@ def open_image(entry: Mapping[str, Any], root: str | Path | None = None) -> Imag
             ``MAX_PIXELS``; a URL (nothing is ever fetched).
     """
     if entry.get("image") is not None:
-        return _to_rgb(entry["image"])
+        return _read(lambda: _to_rgb(entry["image"]), "object")
     if entry.get("bytes") is not None:
-        return _decode(io.BytesIO(entry["bytes"]), "bytes")
+        return _read(lambda: _decode(io.BytesIO(entry["bytes"]), "bytes"), "bytes")
     path = str(entry.get("path") or "")
+    return _read(lambda: _decode(_local_file(path, root), path), path)
+
+
+def _local_file(path: str, root: str | Path | None) -> Path:
     if not path or "://" in path:
         raise RowError(f"image path {path!r}: wanted a local file")
     file = Path(path)
@@ -50,11 +55,23 @@ def open_image(entry: Mapping[str, Any], root: str | Path | None = None) -> Imag
             raise RowError(f"image path {path!r} leaves the data root")
     if not file.is_file():
         raise RowError(f"image file {path!r} does not exist")
-    return _decode(file, path)
+    return file
+
+
+def _read(work: Callable[[], Image.Image], name: str) -> Image.Image:
+    """``work``, whatever goes wrong in it (a hostile name, a broken file, a wrong type) a RowError."""
+    try:
+        return work()
+    except RowError:
+        raise
+    except Exception as error:
+        shown = name if len(name) <= 200 else f"{name[:200]}..."
+        raise RowError(f"image {shown!r} cannot be read: {type(error).__name__}: {error}"[:500]) from None
 
 
 def _decode(source: Any, name: str) -> Image.Image:
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
         with Image.open(source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise RowError(
@@ -62,20 +79,18 @@ def _decode(source: Any, name: str) -> Image.Image:
                 )
             image.load()
             return _to_rgb(image)
-    except RowError:
-        raise
-    except Exception as error:
-        raise RowError(f"image {name!r} cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """RGB upright: 16-bit scaled (PIL would clip), transparency laid on white, EXIF rotation applied."""
-    if image.mode == "RGB" and not image.getexif():
+    if image.mode == "RGB" and "transparency" not in image.info and not image.getexif():
         return image
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if values.max() > 255 else 255.0
+        top = (
+            255.0 if image.mode == "I" and values.max() <= 255 else 65535.0
+        )  # "I;16" has 16 bits, dark or not
         image = Image.fromarray((values / top * 255.0).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -106,13 +121,18 @@ class ImageTransform:
         """The transform that a stock image processor describes.
 
         Raises:
-            ValueError: something this file cannot do (non-square results).
+            ValueError: something this file cannot do (non-square results, no resizing, other scaling).
         """
         size, crop = dict(stock.size), getattr(stock, "crop_size", None)
         crops = bool(getattr(stock, "do_center_crop", False))
         side = crop["height"] if crops else size.get("height", size.get("shortest_edge"))
+        off = [name for name in ("do_resize", "do_rescale", "do_normalize") if not getattr(stock, name, True)]
+        factor = getattr(stock, "rescale_factor", None) or 1 / 255
+        if off or abs(factor * 255 - 1) > 1e-6:
+            raise ValueError(f"image processor without {', '.join(off) or 'values in 0..1'} is not supported")
         if (
             side is None
+            or not (crops or size.get("height") or getattr(stock, "do_pad", False))
             or (crops and crop["height"] != crop["width"])
             or size.get("height") != size.get("width")
         ):
@@ -140,7 +160,16 @@ class ImageTransform:
         return CLIPImageProcessorPil(size=shortest, crop_size=square, **numbers)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture to float32 [3, size, size]."""
+        """RGB picture to float32 [3, size, size].
+
+        Raises:
+            RowError: a shape so long that cropping or padding it would take more than ``MAX_PIXELS``.
+        """
+        if self.fit != "squash":
+            short, long = sorted(image.size)
+            pixels = long**2 if self.fit == "pad" else self.size * int(self.size * long / short)
+            if pixels > MAX_PIXELS:
+                raise RowError(f"image of {image.width} x {image.height} pixels is too long to {self.fit}")
         image = self._pad(image) if self.fit == "pad" else image
         image = self._squash(image) if self.fit == "squash" else self._crop(image)
         values = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)  # [3, S, S]

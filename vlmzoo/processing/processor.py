@@ -110,10 +110,20 @@ class Processor(ProcessorMixin):
     # --- inference -------------------------------------------------------------------------------------------
 
     def prompts(self, rows: Sequence[Row], root: Any = None, name: str | None = None) -> dict[str, Tensor]:
-        """Left-padded prompts of rows, ending where the assistant is to speak, with their pictures."""
+        """Left-padded prompts of rows, ending where the assistant is to speak, with their pictures.
+
+        Raises:
+            RowError: a picture that cannot be read, or that stands in the answer that is left out.
+        """
         chosen = template(name or self.template)
-        encoded = [self.segments.encode(chosen.segments(row["parts"], prompt=True))[0] for row in rows]
-        pictures = [picture for row in rows for picture in self.pictures(row, root)]
+        encoded, pictures = [], []
+        for row in rows:
+            segments = chosen.segments(row["parts"], prompt=True)
+            places = sum(segment.kind == "image" for segment in segments)
+            if places != len(row["images"]):
+                raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
+            encoded.append(self.segments.encode(segments)[0])
+            pictures.extend(self.pictures(row, root))
         batch = self.pad(encoded, side="left")
         return {**batch, "pixel_values": torch.stack(pictures)} if pictures else batch
 
@@ -162,6 +172,8 @@ class Processor(ProcessorMixin):
         """
         texts = [text] if isinstance(text, str) else list(text or [])
         nested = _nest(images, texts)
+        if texts and self.image_tokens and len(nested) != len(texts):
+            raise ValueError(f"{len(texts)} texts and {len(nested)} lists of pictures")
         data: dict[str, Tensor] = {}
         if texts and self.image_tokens:
             for number, (one, pictures) in enumerate(zip(texts, nested, strict=True)):

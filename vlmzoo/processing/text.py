@@ -5,6 +5,7 @@ A template is a handful of strings; the same strings write the Jinja chat templa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,11 +24,15 @@ VICUNA_SYSTEM = (
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a prompt that is read at once: text, a picture, or a control token; supervised or not."""
+    """A stretch of a prompt that is read at once: text, a picture, or a control token; supervised or not.
+
+    ``own`` marks the template's own words: only there the name of a control token (``<|im_end|>``) means the token.
+    """
 
     kind: Literal["text", "image", "bos", "eos"]
     text: str = ""
     supervised: bool = False
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,23 +58,25 @@ class Template:
         """The segments of a row's parts, the begin token first.
 
         Args:
-            parts: in reading order. prompt: leave the last assistant turn out and end with an open one.
+            parts: in reading order. prompt: leave the last answer out and end where it would start.
 
         Raises:
             RowError: a turn order that cannot be written (a system turn in the middle).
         """
         found = [Segment("bos")]
         turns = [(role, list(group)) for role, group in groupby(parts, key=lambda part: part["role"])]
-        if prompt and turns and turns[-1][0] in ("assistant", "text"):
+        if prompt and turns:
             turns = _without_answer(turns)
         if self.system and not (turns and turns[0][0] in ("system", "text")):
-            found.append(Segment("text", self.system))
+            found.append(Segment("text", self.system, own=True))
         for number, (role, group) in enumerate(turns):
             if role == "system" and number:
                 raise RowError("a system turn stands after another turn")
             found.extend(self._turn(role, group))
-        if prompt and not self.plain and turns and turns[-1][0] == "user":
-            found.append(Segment("text", self.open))
+        if prompt and turns and turns[-1][0] == "text":
+            found.pop()  # the end token
+        if prompt and self.open and turns and turns[-1][0] == "user":
+            found.append(Segment("text", self.open, own=True))
         return found
 
     def _turn(self, role: str, group: list[Part]) -> Iterator[Segment]:
@@ -78,20 +85,20 @@ class Template:
             yield Segment("eos", supervised=True)
         elif role == "system":
             yield from _content(group, supervised=False, newline=False)
-            yield Segment("text", " ")
+            yield Segment("text", " ", own=True)
         elif role == "user" and self.plain:
             yield from (Segment("image") for part in group if part["type"] != "text")
         elif role == "user":
-            yield Segment("text", self.user[0])
+            yield Segment("text", self.user[0], own=True)
             yield from _content(group, supervised=False, newline=True)
-            yield Segment("text", self.user[1])
+            yield Segment("text", self.user[1], own=True)
         else:
             if self.open:
-                yield Segment("text", self.open)
-            yield Segment("text", self.answer[0], supervised=True)
+                yield Segment("text", self.open, own=True)
+            yield Segment("text", self.answer[0], supervised=True, own=True)
             yield from _content(group, supervised=True, newline=False)
             if self.answer[1]:
-                yield Segment("text", self.answer[1], supervised=True)
+                yield Segment("text", self.answer[1], supervised=True, own=True)
             if self.end == "eos":
                 yield Segment("eos", supervised=True)
 
@@ -100,18 +107,20 @@ class Template:
         quote = _jinja_string
         end = quote(eos) if self.end == "eos" else "''"
         content = (
-            "{%- macro write(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}"
-            "{%- for item in content -%}{%- if item.type == 'image' -%}{{- '<image>\\n' -}}"
-            "{%- else -%}{{- item.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+            "{%- macro write(content, after, words) -%}{%- if content is string -%}{%- if words -%}{{- content -}}{%- endif -%}"
+            "{%- else -%}{%- for item in content -%}{%- if item.type == 'image' -%}{{- '<image>' + after -}}"
+            "{%- elif words -%}{{- item.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
         )
+        before, behind = ("", "") if self.plain else self.user
+        user = f"write(message.content, {quote('' if self.plain else chr(10))}, {'false' if self.plain else 'true'})"
         system = f"{{%- if messages[0].role != 'system' -%}}{{{{- {quote(self.system)} -}}}}{{%- endif -%}}"
         return (
             content + f"{{{{- {quote(bos)} -}}}}" + (system if self.system else "") + "{%- for message in messages -%}"
-            "{%- if message.role == 'system' -%}{{- write(message.content) + ' ' -}}"
+            "{%- if message.role == 'system' -%}{{- write(message.content, '', true) + ' ' -}}"
             "{%- elif message.role == 'user' -%}"
-            f"{{{{- {quote(self.user[0])} + write(message.content) + {quote(self.user[1])} -}}}}"
+            f"{{{{- {quote(before)} + {user} + {quote(behind)} -}}}}"
             f"{{%- else -%}}{{{{- {quote(self.open)} -}}}}{{%- generation -%}}"
-            f"{{{{- {quote(self.answer[0])} + write(message.content) + {quote(self.answer[1])} + {end} -}}}}"
+            f"{{{{- {quote(self.answer[0])} + write(message.content, '', true) + {quote(self.answer[1])} + {end} -}}}}"
             "{%- endgeneration -%}{%- endif -%}{%- endfor -%}"
             f"{{%- if add_generation_prompt -%}}{{{{- {quote(self.open)} -}}}}{{%- endif -%}}"
         )  # fmt: skip
@@ -132,9 +141,14 @@ def _content(group: list[Part], supervised: bool, newline: bool) -> Iterator[Seg
 
 
 def _without_answer(turns: list[tuple[str, list[Part]]]) -> list[tuple[str, list[Part]]]:
+    """Turns without a last assistant turn, or without the last text of a document."""
     role, group = turns[-1]
-    kept = [part for part in group if part["type"] != "text"] if role == "text" else []
-    return [*turns[:-1], *([("user", kept)] if kept else [])]
+    if role == "text":
+        kept = len(group)
+        while kept and group[kept - 1]["type"] == "text":
+            kept -= 1
+        return [*turns[:-1], (role, group[:kept])]
+    return turns[:-1] if role == "assistant" else turns
 
 
 TEMPLATES = {
@@ -171,6 +185,10 @@ class SegmentTokenizer:
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
         self.image_tokens = image_tokens
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.controls = {str(token): number for number, token in added.items() if token.special}
+        longest_first = sorted(self.controls, key=len, reverse=True)
+        self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._cache: dict[str, list[int]] = {}
 
     def text_ids(self, text: str) -> list[int]:
@@ -191,7 +209,7 @@ class SegmentTokenizer:
         supervision changes.
 
         Raises:
-            RowError: ``max_length`` would cut through a picture.
+            RowError: ``max_length`` would cut through or leave out a picture.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -202,17 +220,30 @@ class SegmentTokenizer:
                 piece = piece[: max_length - len(ids)]
             ids.extend(piece)
             labels.extend(piece if supervised else [IGNORE_INDEX] * len(piece))
-            if max_length is not None and len(ids) >= max_length:
-                break
         return ids, labels
 
     def _pieces(self, segments: Sequence[Segment]) -> Iterator[tuple[list[int], bool, str]]:
         for (kind, supervised), group in groupby(segments, key=lambda s: (s.kind, s.supervised)):
             members = list(group)
             if kind == "text":
-                yield self.text_ids("".join(s.text for s in members)), supervised, kind
+                yield self._joined_ids(members), supervised, kind
             elif kind == "image":
                 yield from (([self.image_token_id] * self.image_tokens, False, kind) for _ in members)
             else:
                 token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id
                 yield ([token] * len(members) if token is not None else []), supervised, kind
+
+    def _joined_ids(self, members: Sequence[Segment]) -> list[int]:
+        """Ids of neighbouring texts read together, cut only at control tokens that the template itself writes."""
+        ids: list[int] = []
+        text = ""
+        for segment in members:
+            for number, piece in enumerate(
+                self._control.split(segment.text) if segment.own else [segment.text]
+            ):
+                if number % 2 == 0:
+                    text += piece
+                    continue
+                ids += [*(self.text_ids(text) if text else []), self.controls[piece]]
+                text = ""
+        return [*ids, *self.text_ids(text)] if text else ids

@@ -82,7 +82,7 @@ class Trainer:
             project_dir=str(self.out),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
-        distributed.check_launch()
+        distributed.check_launch(self.accelerator.num_processes)
         self.streams = dict(streams)
         found = apply_learn(model, learn)
         if options.precision == "bf16" and hasattr(model, "plan_dtypes"):
