@@ -43,6 +43,22 @@ def nearest_file(path: Path, pattern: str) -> str:
     return f"no folder {str(folder)!r}; {nearest(folder.name, folders)}"
 
 
+def located(source: str | Path) -> str:
+    """Where a source of weights lies: ``vlmzoo:name`` is shipped with the package, the rest is as it says.
+
+    Raises:
+        ConfigError: nothing of that name is shipped.
+    """
+    text = str(source)
+    if not text.startswith(SHIPPED):
+        return text
+    name, folder = text.removeprefix(SHIPPED), Path(__file__).parent / "assets"
+    if not (folder / name).is_dir():
+        there = [path.name for path in folder.iterdir() if path.is_dir()]
+        raise ConfigError(f"nothing named {name!r} is shipped; {nearest(name, there)}")
+    return str(folder / name)
+
+
 class Config(BaseModel):
     """Base of every schema: unknown keys refused, frozen, defaults validated, booleans are not numbers."""
 

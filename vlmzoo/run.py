@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from vlmzoo import distributed
 from vlmzoo.compose import CLASSES, build, is_zoo_folder, processor_for, resolve
-from vlmzoo.config import Config, ConfigError, dump_yaml, load_yaml, override, part_of, read
+from vlmzoo.config import Config, ConfigError, dump_yaml, load_yaml, located, override, part_of, read
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
@@ -328,7 +328,7 @@ def load(source: str | Path, **options: Any) -> tuple[ZooModel, Processor]:
 
 
 def _local(source: str | Path) -> Path:
-    folder = Path(source)
+    folder = Path(located(source))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigError(f"load: {str(source)!r} holds no config.json (is the run finished?)")

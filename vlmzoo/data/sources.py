@@ -291,7 +291,8 @@ def _json(path: str) -> Any:
         if file.suffix != ".jsonl":
             return json.loads(text)
         records = []
-        for number, line in enumerate(text.split("\n"), 1):
+        for line in text.split("\n"):
+            number += 1
             if line.strip():
                 records.append(json.loads(line))
         return records

@@ -347,7 +347,7 @@ def _quarantine(text: str | None) -> str:
     keys = [tuple(str(line.get(name, "")) for name in ("stream", "id", "reason")) for line in lines]
     once = list({key[:2]: key for key in keys}.values())  # resumed runs list a row again
     if not once and not broken:
-        return paragraphs("No rows of the data were left out.", "note")
+        return paragraphs("No rows of the data are listed as left out.", "note")
     shown = [dict(zip(("stream", "id", "reason"), key, strict=True)) for key in once[:MAX_QUARANTINE]]
     first = f"the first {len(shown)}" if len(once) > len(shown) else ""
     inner = table(shown, "Rows that could not be used", aside=first) if shown else ""

@@ -37,7 +37,7 @@ h2 { font-size: 1.55rem; } h3 { font-size: 1.1rem; margin: 2.4rem 0 .8rem; }
 h4 { font-size: 1rem; margin: 1.8rem 0 .6rem; }
 p { margin: .6rem 0; max-width: 44rem; text-wrap: pretty; }
 a { color: var(--accent); text-underline-offset: .2em; }
-code, pre { font-family: var(--mono); font-size: .86em; }
+code, pre { font-family: var(--mono); font-size: .86em; } pre code { font-size: inherit; }
 .lead { font-size: 1.1rem; color: var(--soft); }
 .soft, .note { color: var(--soft); font-size: .9rem; }
 .missing { color: var(--soft); font-style: italic; }
@@ -66,7 +66,7 @@ tbody tr + tr > * { border-top: 1px solid var(--faint); }
 tfoot > tr > * { border-top: 1px solid var(--line); font-weight: 600; }
 td strong { font-weight: 700; text-decoration: underline 2px var(--accent); text-underline-offset: .25em; }
 .spread { display: inline-block; min-width: 4.1em; text-align: left; color: var(--soft); font-size: .85em; }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); gap: 0 1rem; align-items: start; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); gap: 0 1rem; align-items: start; } .side :is(th, td) { padding-inline: .65rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 .chart { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .75rem .9rem .6rem; max-width: 38rem; }
 .chart figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; }
