@@ -20,7 +20,9 @@ from typing import Any
 from vlmzoo.evaluate.report import RunPage, Table, write_report
 
 OUT = Path("runs/quickstart")
-CLIP, STAGE_1, LLAVA, BLIND, EXPORT = (OUT / name for name in ("clip", "llava-stage1", "llava", "llava-text-only", "llava-hf"))
+CLIP, STAGE_1, LLAVA, BLIND, EXPORT = (
+    OUT / name for name in ("clip", "llava-stage1", "llava", "llava-text-only", "llava-hf")
+)
 SCRATCH = os.environ.get("FROM_SCRATCH", "0") not in ("", "0")
 EXTRA = shlex.split(os.environ.get("QUICKSTART_OVERRIDES", ""))  # for the tests: fewer steps
 LAUNCH = ["accelerate", "launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -30,7 +32,17 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRA
 def train(config: str, *overrides: str, processes: int = 1) -> list[str]:
     """The command that trains a run file."""
     several = ["--multi_gpu"] if processes > 1 else []
-    command = [*LAUNCH, *several, "--num_processes", str(processes), "-m", "vlmzoo.train", config, *overrides, *EXTRA]
+    command = [
+        *LAUNCH,
+        *several,
+        "--num_processes",
+        str(processes),
+        "-m",
+        "vlmzoo.train",
+        config,
+        *overrides,
+        *EXTRA,
+    ]
     return [*command, "--fresh"]
 
 
@@ -55,9 +67,17 @@ def encoder() -> str:
     """The encoder LLaVA sees with: trained here, or the one in the package, evaluated here."""
     source = "vlmzoo:clip-tiny"
     if SCRATCH:
-        run(train("configs/clip/tiny.yaml", f"out={CLIP}", processes=2 if cpu_only() and (os.cpu_count() or 1) > 1 else 1))
+        run(
+            train(
+                "configs/clip/tiny.yaml",
+                f"out={CLIP}",
+                processes=2 if cpu_only() and (os.cpu_count() or 1) > 1 else 1,
+            )
+        )
         return str(CLIP)
-    print("\nThe encoder is the trained one that ships with vlmzoo (FROM_SCRATCH=1 make quickstart trains it here).")
+    print(
+        "\nThe encoder is the trained one that ships with vlmzoo (FROM_SCRATCH=1 make quickstart trains it here)."
+    )
     run(["vlmzoo", "eval", source, "configs/clip/tiny.yaml", "--out", str(CLIP), "--when", "after"])
     return source
 
@@ -89,14 +109,29 @@ def export() -> Table:
     shutil.rmtree(pictures, ignore_errors=True)
     run(["vlmzoo", "scenes", str(pictures), "--split", "test", "--length", "6"])
     records = json.loads((pictures / "llava.json").read_text(encoding="utf-8"))
-    asked = [(str(pictures / r["image"]), r["conversations"][0]["value"].replace("<image>\n", ""), r["conversations"][1]["value"]) for r in records]
-    command = [sys.executable, "examples/use_export.py", str(EXPORT), *(text for picture, question, _ in asked for text in (picture, question))]
+    asked = [
+        (
+            str(pictures / r["image"]),
+            r["conversations"][0]["value"].replace("<image>\n", ""),
+            r["conversations"][1]["value"],
+        )
+        for r in records
+    ]
+    command = [
+        sys.executable,
+        "examples/use_export.py",
+        str(EXPORT),
+        *(text for picture, question, _ in asked for text in (picture, question)),
+    ]
     show(command)
     done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit("quickstart stopped: stock transformers could not use the export")
     answers = done.stdout.strip("\n").split("\n")
-    rows = [{"question": q, "true answer": truth, "stock transformers says": said} for (_, q, truth), said in zip(asked, answers, strict=True)]
+    rows = [
+        {"question": q, "true answer": truth, "stock transformers says": said}
+        for (_, q, truth), said in zip(asked, answers, strict=True)
+    ]
     for row in rows:
         print("  {question}  ->  {stock transformers says}  (true: {true answer})".format(**row))
     return Table("The export, asked by stock transformers alone", rows)
@@ -114,7 +149,10 @@ def tables() -> list[Table]:
         {"measure": "picture to text R@1", "value": pairs["image_to_text_r1"], "chance": pairs["chance_r1"]},
         {"measure": "text to picture R@1", "value": pairs["text_to_image_r1"], "chance": pairs["chance_r1"]},
     ]
-    before, after, blind = (result(folder, when, "vqa") for folder, when in ((LLAVA, "before"), (LLAVA, "after"), (BLIND, "after")))
+    before, after, blind = (
+        result(folder, when, "vqa")
+        for folder, when in ((LLAVA, "before"), (LLAVA, "after"), (BLIND, "after"))
+    )
     without = {row["kind"]: row["accuracy"] for row in blind["table"]}
     untrained = {row["kind"]: row["accuracy"] for row in before["table"]}
     rows = [
@@ -130,7 +168,10 @@ def tables() -> list[Table]:
         "chance": after["metrics"]["chance"],
     }  # fmt: skip
     note = f"Accuracy of short answers on {after['n']} test questions; the control is the same model, rows and steps with grey pictures."
-    return [Table("Encoder on the test split", encoder_rows), Table("LLaVA: does it look?", [*rows, whole], note, ("LLaVA",))]
+    return [
+        Table("Encoder on the test split", encoder_rows),
+        Table("LLaVA: does it look?", [*rows, whole], note, ("LLaVA",)),
+    ]
 
 
 def main() -> None:
@@ -144,18 +185,30 @@ def main() -> None:
         "accelerate launch -m vlmzoo.train configs/llava/tiny.yaml model.from=runs/quickstart/llava-stage1 optim.steps=2000 out=runs/longer",
     ]
     pages = [
-        RunPage("Encoder", CLIP, "Contrastive, from nothing." if SCRATCH else "Shipped with the package, evaluated here."),
+        RunPage(
+            "Encoder",
+            CLIP,
+            "Contrastive, from nothing." if SCRATCH else "Shipped with the package, evaluated here.",
+        ),
         RunPage("LLaVA, stage 1", STAGE_1, "Only the connector learns, from captions."),
         RunPage("LLaVA, stage 2", LLAVA, "Connector and language model learn from conversations."),
         RunPage("Text-only control", BLIND, "The same model, rows and steps; every picture is even grey."),
     ]
     minutes = (time.time() - start) / 60
     lead = f"A contrastive encoder and a LLaVA composed from shared parts, trained by one trainer in {minutes:.1f} minutes, exported to stock transformers."
-    page = write_report(OUT / "report.html", pages, title="vlmzoo quickstart", lead=lead, tables=found, next_steps=steps)
+    page = write_report(
+        OUT / "report.html", pages, title="vlmzoo quickstart", lead=lead, tables=found, next_steps=steps
+    )
     for table in found[:2]:
         print(f"\n{table.title}")
         for row in table.rows:
-            print("  " + "  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{value:32s}" for key, value in row.items()))
+            print(
+                "  "
+                + "  ".join(
+                    f"{key} {value:.3f}" if isinstance(value, float) else f"{value:32s}"
+                    for key, value in row.items()
+                )
+            )
     print(f"\nDone in {minutes:.1f} minutes. Look at {page}. Try next:")
     for command in steps:
         print(f"  {command}")

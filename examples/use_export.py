@@ -17,8 +17,12 @@ def main(folder: str, *asked: str) -> None:
     processor = AutoProcessor.from_pretrained(folder)
     for picture, question in zip(asked[::2], asked[1::2], strict=True):
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(images=Image.open(picture), text=prompt, add_special_tokens=False, return_tensors="pt")
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        inputs = processor(
+            images=Image.open(picture), text=prompt, add_special_tokens=False, return_tensors="pt"
+        )
         with torch.no_grad():
             out = model.generate(**inputs, max_new_tokens=16, do_sample=False)
         print(processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())

@@ -20,7 +20,11 @@ VISIONS: dict[str, dict[str, Any]] = {
 }
 for _tree in VISIONS.values():
     _tree.update(
-        hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=SIDE, patch_size=PATCH
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        image_size=SIDE,
+        patch_size=PATCH,
     )
 CONNECTORS: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp"},
@@ -31,7 +35,12 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "splice": {"kind": "splice"},
     "gated_cross_attention": {"kind": "gated_cross_attention", "every": 2, "heads": 2, "dim_head": 8},
 }
-_LLAMA_SIZES = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+_LLAMA_SIZES = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+}
 _ENDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
 _KV = {**_LLAMA_SIZES, "num_key_value_heads": 1}
 LANGUAGES: dict[str, dict[str, Any]] = {
@@ -56,7 +65,11 @@ LANGUAGES: dict[str, dict[str, Any]] = {
 
 
 def vision_lm(
-    vision: str = "clip", connector: str = "mlp", fusion: str = "splice", language: str = "llama", **changes: Any
+    vision: str = "clip",
+    connector: str = "mlp",
+    fusion: str = "splice",
+    language: str = "llama",
+    **changes: Any,
 ) -> Any:
     """A tiny VisionLM with open gates, and its processor."""
     torch.manual_seed(0)
@@ -86,7 +99,10 @@ def rows(count: int = 4, kind: str = "dialogue", **options: Any) -> list[Any]:
 
 def text_row(question: str = "How are you?", answer: str = "fine") -> Any:
     """A row without pictures."""
-    parts = [{"role": "user", "type": "text", "text": question}, {"role": "assistant", "type": "text", "text": answer}]
+    parts = [
+        {"role": "user", "type": "text", "text": question},
+        {"role": "assistant", "type": "text", "text": answer},
+    ]
     return {"images": [], "parts": parts, "label": None, "id": "text", "source": "test"}
 
 

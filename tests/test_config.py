@@ -49,13 +49,19 @@ def test_scalars_follow_the_core_rules_of_yaml_1_2(text: str, value: Any) -> Non
 
 def test_nan_and_merge_keys() -> None:
     assert math.isnan(parse_yaml("a: .NaN")["a"])
-    assert parse_yaml("<<: {a: 1}") == {"<<": {"a": 1}}  # 1.2 has no merge key: it is an unknown key like any other
+    assert parse_yaml("<<: {a: 1}") == {
+        "<<": {"a": 1}
+    }  # 1.2 has no merge key: it is an unknown key like any other
 
 
+# line breaks of other alphabets are left out: PyYAML folds them when it writes a key
+words = st.text(
+    st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"], include_characters="\n\t"), max_size=12
+)
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words
     | st.sampled_from(["1e-3", "off", "0o17", "0x1", ".inf", "~", "", "=", "<<", "true", "-", "#a", "a: b", "&a", "*a", "!x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
 
@@ -297,7 +303,8 @@ def test_nearest() -> None:
 def test_overrides_are_typed_and_leave_the_original() -> None:
     tree = {"optim": {"steps": 10, "lr": 1.0}, "out": "a"}
     changed = override(
-        tree, ["optim.steps=20", "optim.lr=1e-3", "out=off", "new.deep.key=[1, x]", "optim.clip=null", "empty="]
+        tree,
+        ["optim.steps=20", "optim.lr=1e-3", "out=off", "new.deep.key=[1, x]", "optim.clip=null", "empty="],
     )
     assert changed == {
         "optim": {"steps": 20, "lr": 1e-3, "clip": None}, "out": "off", "new": {"deep": {"key": [1, "x"]}}, "empty": "",
@@ -318,7 +325,7 @@ def test_an_override_through_something_that_is_no_mapping() -> None:
         override({"optim": {"steps": 10}}, ["optim.steps.more=1"])
     with pytest.raises(ConfigError, match=r"many: \[1\] is not a mapping"):
         override({"many": [1]}, ["many.0=2"])
-    with pytest.raises(ConfigError, match=r"optim\.steps: .*line 1"):
+    with pytest.raises(ConfigError, match=r"(?s)optim\.steps: .*line 1"):
         override({}, ["optim.steps=[1"])
 
 
@@ -329,7 +336,9 @@ def test_merge_rules() -> None:
     }
     assert merge({"connector": mlp}, {"connector": {"kind": "mlp"}}) == {"connector": mlp}
     other = {"kind": "perceiver", "depth": 2}
-    assert merge({"connector": mlp}, {"connector": other}) == {"connector": other}  # nothing of the old kind stays
+    assert merge({"connector": mlp}, {"connector": other}) == {
+        "connector": other
+    }  # nothing of the old kind stays
     assert merge({"a": [1, 2]}, {"a": [3]}) == {"a": [3]}
     assert merge({"a": None}, {"a": {"b": 1}}) == {"a": {"b": 1}}
     assert merge({"a": {"b": 1}}, {"a": None}) == {"a": None}
@@ -342,7 +351,10 @@ trees = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.sampled_from("abcd"), trees, max_size=3), st.dictionaries(st.sampled_from("abcd"), trees, max_size=3))
+@given(
+    st.dictionaries(st.sampled_from("abcd"), trees, max_size=3),
+    st.dictionaries(st.sampled_from("abcd"), trees, max_size=3),
+)
 def test_merging_lays_every_leaf_of_the_change_over_the_base(base: Any, change: Any) -> None:  # fmt: skip
     try:
         merged = merge(base, change)

@@ -24,8 +24,28 @@ NEVER = {  # room -> rooms it may not import even though they lie lower
 }
 LONG_FUNCTIONS: dict[str, str] = {}  # "file:function" -> reason
 LONG_FILES: dict[str, str] = {}
-RANK_WORDS = {"get_rank", "get_world_size", "local_rank", "process_index", "is_main_process", "num_processes", "all_reduce", "all_gather"}
-MODEL_WORDS = ("llava", "flamingo", "blip", "clip_tiny", "siglip", "visionlm", "vision_lm", "dual_encoder", "dualencoder", "perceiver")
+RANK_WORDS = {
+    "get_rank",
+    "get_world_size",
+    "local_rank",
+    "process_index",
+    "is_main_process",
+    "num_processes",
+    "all_reduce",
+    "all_gather",
+}
+MODEL_WORDS = (
+    "llava",
+    "flamingo",
+    "blip",
+    "clip_tiny",
+    "siglip",
+    "visionlm",
+    "vision_lm",
+    "dual_encoder",
+    "dualencoder",
+    "perceiver",
+)
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -57,7 +77,12 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                found.add(inner if (ROOT.parent / (inner.replace(".", "/") + ".py")).is_file() or (ROOT.parent / inner.replace(".", "/")).is_dir() else node.module)
+                found.add(
+                    inner
+                    if (ROOT.parent / (inner.replace(".", "/") + ".py")).is_file()
+                    or (ROOT.parent / inner.replace(".", "/")).is_dir()
+                    else node.module
+                )
     return found
 
 
@@ -69,10 +94,16 @@ def test_floors(path: Path) -> None:
         there = room(target)
         if there == own:
             continue
-        if there == "__init__":  # the package itself: only the door floor may ask it for more than its registry
+        if (
+            there == "__init__"
+        ):  # the package itself: only the door floor may ask it for more than its registry
             assert FLOORS[own] == 6, f"{module(path)} imports the package root"
             continue
-        lower = FLOORS[there] < FLOORS[own] or (FLOORS[own] == FLOORS[there] == 0) or (FLOORS[own] == FLOORS[there] == 6)
+        lower = (
+            FLOORS[there] < FLOORS[own]
+            or (FLOORS[own] == FLOORS[there] == 0)
+            or (FLOORS[own] == FLOORS[there] == 6)
+        )
         assert lower, f"{module(path)} (floor {FLOORS[own]}) imports {target} (floor {FLOORS[there]})"
         assert there not in NEVER.get(own, ()), f"{module(path)} must never import {target}"
 
@@ -102,20 +133,31 @@ def test_training_knows_no_model(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_words_of_one_floor(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)
+    }
     if module(path) != "vlmzoo.distributed":
         assert not names & RANK_WORDS, f"{path}: rank words belong to distributed.py: {names & RANK_WORDS}"
     if module(path) != "vlmzoo.cli":
         assert "print" not in names, f"{path} prints"
 
 
-STOCK_MODELS = ("LlavaForConditionalGeneration", "BlipForConditionalGeneration", "BlipModel", "IdeficsForVisionText2Text", "CLIPModel", "AutoModelForImageTextToText")
+STOCK_MODELS = (
+    "LlavaForConditionalGeneration",
+    "BlipForConditionalGeneration",
+    "BlipModel",
+    "IdeficsForVisionText2Text",
+    "CLIPModel",
+    "AutoModelForImageTextToText",
+)
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(module(p)) not in ("hub", "auto")], ids=module)
 def test_compositions_are_our_own(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)
+    }
     assert not names & set(STOCK_MODELS)
 
 
@@ -128,9 +170,17 @@ def test_sizes_and_types(path: Path) -> None:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         length = (node.end_lineno or 0) - node.lineno + 1
-        assert length <= 60 or f"{name}:{node.name}" in LONG_FUNCTIONS, f"{name}:{node.name} has {length} lines"
-        untyped = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if a.annotation is None and a.arg not in ("self", "cls")]
-        assert not untyped and (node.returns is not None), f"{name}:{node.name} is not typed: {untyped or 'return'}"
+        assert length <= 60 or f"{name}:{node.name}" in LONG_FUNCTIONS, (
+            f"{name}:{node.name} has {length} lines"
+        )
+        untyped = [
+            a.arg
+            for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            if a.annotation is None and a.arg not in ("self", "cls")
+        ]
+        assert not untyped and (node.returns is not None), (
+            f"{name}:{node.name} is not typed: {untyped or 'return'}"
+        )
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.read_text(encoding="utf-8").strip()], ids=module)

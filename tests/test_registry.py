@@ -69,13 +69,16 @@ def test_register_refuses_a_taken_name_and_takes_the_same_again(tables: Any) -> 
     with pytest.raises(ValueError, match="'mlp' is already registered"):
         registry.register("connectors", "mlp", Mine)
     registry.register("connectors", "lazy", ":".join(["vlmzoo.nn.connectors.mlp", "MlpConfig"]))
-    registry.register("connectors", "lazy", ":".join(["vlmzoo.nn.connectors.mlp", "MlpConfig"]))  # an equal text
+    registry.register(
+        "connectors", "lazy", ":".join(["vlmzoo.nn.connectors.mlp", "MlpConfig"])
+    )  # an equal text
     with pytest.raises(KeyError, match="no family"):
         registry.register("conectors", "mine", Mine)
 
 
 @pytest.mark.parametrize(
-    "target", ["vlmzoo.no_such_module:Thing", "vlmzoo.config:NoSuchThing", "vlmzoo.config", "no_such_package:x"]
+    "target",
+    ["vlmzoo.no_such_module:Thing", "vlmzoo.config:NoSuchThing", "vlmzoo.config", "no_such_package:x"],
 )
 def test_a_broken_lazy_target_names_the_row(tables: Any, target: str) -> None:
     registry.register("connectors", "broken", target)
@@ -109,12 +112,12 @@ class Halving(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, gain: float) -> None:
         super().__init__()
-        self.to = nn.Linear(2 * dim_in, dim_out)
+        self.joined = nn.Linear(2 * dim_in, dim_out)
         self.gain = gain
 
     def forward(self, features: Tensor) -> Tensor:
         pictures, frames, patches, width = features.shape
-        return self.to(features.reshape(pictures, frames * patches // 2, 2 * width)) * self.gain
+        return self.joined(features.reshape(pictures, frames * patches // 2, 2 * width)) * self.gain
 
     def tokens_per_image(self, patches: int, frames: int = 1) -> int:
         return patches * frames // 2

@@ -248,7 +248,9 @@ def tokenizer_of(source: str | Path) -> Any:
         ConfigError: no tokenizer there.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(TINY_TOKENIZER if str(source) == "tiny" else located(source))
+        tokenizer = AutoTokenizer.from_pretrained(
+            TINY_TOKENIZER if str(source) == "tiny" else located(source)
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from vlmzoo import registry
 
 T = TypeVar("T", bound=BaseModel)
+SHIPPED = "vlmzoo:"  # before the name of weights that the package brings along
 MAX_YAML_CHARACTERS = 1_000_000
 MAX_YAML_VALUES = 100_000  # with every alias written out: a few lines of aliases can stand for billions
 

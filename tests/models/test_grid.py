@@ -20,7 +20,8 @@ from vlmzoo.training.options import Learn, OptimOptions
 
 # every vision, connector and fusion with every language at least once; the full product of the first three on llama
 GRID = sorted(
-    set(product(VISIONS, CONNECTORS, FUSIONS, ["llama"])) | set(product(["clip"], ["mlp", "perceiver"], FUSIONS, LANGUAGES))
+    set(product(VISIONS, CONNECTORS, FUSIONS, ["llama"]))
+    | set(product(["clip"], ["mlp", "perceiver"], FUSIONS, LANGUAGES))
 )
 
 
@@ -32,7 +33,9 @@ def test_the_tables_are_covered() -> None:
 
 
 def one_step(model: Any, batch: Any) -> None:
-    learn = {"connector": Learn(lr=1e-2)} | ({"fusion": Learn(lr=1e-2)} if list(model.fusion.parameters()) else {})
+    learn = {"connector": Learn(lr=1e-2)} | (
+        {"fusion": Learn(lr=1e-2)} if list(model.fusion.parameters()) else {}
+    )
     found = apply_learn(model, learn)
     contract = FreezeContract(model, found)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -76,4 +79,7 @@ def test_combination(vision: str, connector: str, fusion: str, language: str, tm
     again, its_processor = load(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits[real], logits[real])
-    assert all(torch.equal(a, b) for a, b in zip(its_processor.prompts(sample).values(), prompt.values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(its_processor.prompts(sample).values(), prompt.values(), strict=True)
+    )

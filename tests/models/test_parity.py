@@ -16,7 +16,20 @@ from transformers import (
     SiglipModel,
 )
 
-from tests.helpers import HEADS, LAYERS, PATCH, SIDE, VISIONS, WIDTH, gradients, relative, rows, text_row, vision_lm, worst_gradient
+from tests.helpers import (
+    HEADS,
+    LAYERS,
+    PATCH,
+    SIDE,
+    VISIONS,
+    WIDTH,
+    gradients,
+    relative,
+    rows,
+    text_row,
+    vision_lm,
+    worst_gradient,
+)
 from vlmzoo.compose import build, processor_for
 from vlmzoo.data.collate import LanguageCollate, PairsCollate
 from vlmzoo.hub import llava
@@ -76,7 +89,11 @@ def test_llava_logits_loss_gradients(pair: Any, pictures: tuple[int, ...]) -> No
 def test_llava_generation_ids(pair: Any, how: dict[str, int]) -> None:
     model, processor, stock = pair
     two = rows(3)
-    two[2] = {**two[2], "images": two[2]["images"] + two[0]["images"], "parts": two[2]["parts"][:3] + two[0]["parts"][:2]}
+    two[2] = {
+        **two[2],
+        "images": two[2]["images"] + two[0]["images"],
+        "parts": two[2]["parts"][:3] + two[0]["parts"][:2],
+    }
     prompt = processor.prompts([two[0], text_row(), two[2]])
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, **how}
     ours = model.generate(**prompt, **options)
@@ -88,7 +105,10 @@ def test_llava_exports_and_reads_back(pair: Any, tmp_path: Path) -> None:
     model, processor, _ = pair
     llava.export(model, processor, tmp_path)
     again, its_processor = llava.read(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     assert its_processor.template == processor.template
 
 
@@ -97,7 +117,11 @@ def test_packed_equals_padded() -> None:
     model.double()
     sample = [*rows(5), text_row("Is it on?", "no, not at all")]
     found = []
-    for collate in (LanguageCollate(processor), LanguageCollate(processor, pack_length=160), LanguageCollate(processor, pack_length=600)):
+    for collate in (
+        LanguageCollate(processor),
+        LanguageCollate(processor, pack_length=160),
+        LanguageCollate(processor, pack_length=600),
+    ):
         model.zero_grad()
         term = Language()(model, collate.join([collate.encode(row) for row in sample]))["language"]
         term.sum.backward()
@@ -151,8 +175,14 @@ def test_keys_and_values_of_pictures_are_made_once(monkeypatch: pytest.MonkeyPat
     calls = []
     for block in model.fusion.blocks.values():
         original = block.attention.keys_values
-        monkeypatch.setattr(block.attention, "keys_values", lambda context, original=original: calls.append(1) or original(context))
-    model.generate(**processor.prompts(rows(2)), max_new_tokens=5, min_new_tokens=5, num_beams=2, do_sample=False)
+        monkeypatch.setattr(
+            block.attention,
+            "keys_values",
+            lambda context, original=original: calls.append(1) or original(context),
+        )
+    model.generate(
+        **processor.prompts(rows(2)), max_new_tokens=5, min_new_tokens=5, num_beams=2, do_sample=False
+    )
     assert len(calls) == len(model.fusion.blocks)
 
 
@@ -163,7 +193,11 @@ def test_immediate_picture_and_blind_text() -> None:
     for block in model.fusion.blocks.values():
         block.feed_forward_gate.data.zero_()
     one = rows(2)
-    parts = [{"role": "user", "type": "text", "text": "first some words"}, *one[0]["parts"][:2], *one[1]["parts"][:2]]
+    parts = [
+        {"role": "user", "type": "text", "text": "first some words"},
+        *one[0]["parts"][:2],
+        *one[1]["parts"][:2],
+    ]
     batch = processor.prompts([{**one[0], "images": one[0]["images"] + one[1]["images"], "parts": parts}])
     ids = {key: batch[key] for key in ("input_ids", "attention_mask")}
     places = (batch["input_ids"][0] == model.config.image_token_id).nonzero().flatten().tolist()
@@ -200,7 +234,11 @@ def _clip() -> tuple[Any, Any]:
     stock = CLIPModel(CLIPConfig(text_config=sizes["text"], vision_config=sizes["vision"], projection_dim=64))
     state = {}
     for name, tensor in model.state_dict().items():
-        for ours, theirs in (("vision.tower.", "vision_model."), ("text.tower.", "text_model."), ("vision_projection", "visual_projection")):
+        for ours, theirs in (
+            ("vision.tower.", "vision_model."),
+            ("text.tower.", "text_model."),
+            ("vision_projection", "visual_projection"),
+        ):
             name = name.replace(ours, theirs)
         state[name] = tensor
     stock.load_state_dict(state)
@@ -221,15 +259,41 @@ def test_clip_logits_loss_gradients() -> None:
     theirs = gradients(stock)
     assert relative(model.logit_scale.grad, theirs["logit_scale"]) < 1e-5
     assert relative(model.vision_projection.weight.grad, theirs["visual_projection.weight"]) < 1e-5
-    assert relative(model.text.tower.embeddings.token_embedding.weight.grad, theirs["text_model.embeddings.token_embedding.weight"]) < 1e-5
+    assert (
+        relative(
+            model.text.tower.embeddings.token_embedding.weight.grad,
+            theirs["text_model.embeddings.token_embedding.weight"],
+        )
+        < 1e-5
+    )
 
 
 def test_siglip_logits_and_loss() -> None:
-    text = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "vocab_size": 512, "max_position_embeddings": 24, "projection_size": WIDTH, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
-    tree = {"class": "dual_encoder", "vision": VISIONS["siglip"], "text": {"kind": "siglip", **text}, "logit_scale": 1.0, "logit_bias": -2.0}
+    text = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "vocab_size": 512,
+        "max_position_embeddings": 24,
+        "projection_size": WIDTH,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+    }
+    tree = {
+        "class": "dual_encoder",
+        "vision": VISIONS["siglip"],
+        "text": {"kind": "siglip", **text},
+        "logit_scale": 1.0,
+        "logit_bias": -2.0,
+    }
     model = build(tree).eval()
     stock = SiglipModel(SiglipConfig(text_config=text, vision_config=model.config.vision.to_dict())).eval()
-    state = {name.replace("vision.tower.", "vision_model.").replace("text.tower.", "text_model."): t for name, t in model.state_dict().items()}
+    state = {
+        name.replace("vision.tower.", "vision_model.").replace("text.tower.", "text_model."): t
+        for name, t in model.state_dict().items()
+    }
     state = {name: t.reshape(stock.state_dict()[name].shape) for name, t in state.items()}
     stock.load_state_dict(state)
     processor = processor_for(model)

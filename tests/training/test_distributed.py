@@ -25,9 +25,18 @@ ENVIRONMENT = {
 
 
 def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+    ]
     start = torchrun if processes > 1 else [sys.executable]
-    return subprocess.run([*start, *arguments], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [*start, *arguments], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
 
 
 def gradients_of(processes: int, target: Path, *arguments: str) -> Any:
@@ -39,7 +48,13 @@ def gradients_of(processes: int, target: Path, *arguments: str) -> Any:
 
 
 def compare(tmp_path: Path, *arguments: str, micro: int = 1) -> None:
-    small = [f"trainer.micro_batches={micro}", "trainer.workers=0", f"out={tmp_path}", "optim.steps=1", "evaluate.before=false"]
+    small = [
+        f"trainer.micro_batches={micro}",
+        "trainer.workers=0",
+        f"out={tmp_path}",
+        "optim.steps=1",
+        "evaluate.before=false",
+    ]
     alone = gradients_of(1, tmp_path / "1.pt", *arguments, *small[1:], "trainer.micro_batches=1")
     both = gradients_of(2, tmp_path / "2.pt", *arguments, *small)
     assert worst_gradient(both["gradients"], alone["gradients"]) < 1e-6
@@ -77,7 +92,10 @@ def test_llava_stage_2_config_with_uneven_tokens(tmp_path: Path, start: dict[str
 
 def test_one_rank_without_pictures(tmp_path: Path, start: dict[str, str]) -> None:
     Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "red.png")
-    turns = [{"from": "human", "value": "What colour?"}, {"from": "gpt", "value": "red, and it is a long answer"}]
+    turns = [
+        {"from": "human", "value": "What colour?"},
+        {"from": "gpt", "value": "red, and it is a long answer"},
+    ]
     pictured = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "red"}]
     records = [{"id": 1, "conversations": turns}, {"id": "2", "image": "red.png", "conversations": pictured}]
     (tmp_path / "mine.json").write_text(json.dumps(records))

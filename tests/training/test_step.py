@@ -65,17 +65,27 @@ def two_streams(fusion: str, pack: int | None) -> Any:
             "captions": (Listed(rows(7, "captions")), 6, 0.3),
         }
         streams = {
-            name: Stream(name, MicroBatches(source, collate, Order(0, name, len(source)), size, micro), Language(), weight)
+            name: Stream(
+                name,
+                MicroBatches(source, collate, Order(0, name, len(source)), size, micro),
+                Language(),
+                weight,
+            )
             for name, (source, size, weight) in data.items()
         }
-        return model, streams, {"connector": Learn(lr=1e-3), "language": Learn(lr=1e-3), "vision": Learn(lr=1e-3)} | (
-            {"fusion": Learn(lr=1e-3)} if fusion != "splice" else {}
+        return (
+            model,
+            streams,
+            {"connector": Learn(lr=1e-3), "language": Learn(lr=1e-3), "vision": Learn(lr=1e-3)}
+            | ({"fusion": Learn(lr=1e-3)} if fusion != "splice" else {}),
         )
 
     return make
 
 
-@pytest.mark.parametrize(("fusion", "pack"), [("splice", None), ("splice", 128), ("gated_cross_attention", None)])
+@pytest.mark.parametrize(
+    ("fusion", "pack"), [("splice", None), ("splice", 128), ("gated_cross_attention", None)]
+)
 def test_micro_batches_change_nothing(fusion: str, pack: int | None, tmp_path: Path) -> None:
     whole, losses = gradient_of(two_streams(fusion, pack), tmp_path / "1", 1)
     for micro in (2, 3):
@@ -93,7 +103,10 @@ def test_contrastive_micro_batches_change_nothing(loss: str, tmp_path: Path) -> 
         model = build("clip-tiny", logit_bias=-1.0 if loss == "sigmoid" else None).double()
         source = Listed(rows(9, "captions"))
         data = MicroBatches(source, PairsCollate(processor_for(model)), Order(0, "p", 9), 8, micro)
-        learn = {name: Learn(lr=1e-3) for name in ("vision", "text", "vision_projection", "text_projection", "logit_scale")}
+        learn = {
+            name: Learn(lr=1e-3)
+            for name in ("vision", "text", "vision_projection", "text_projection", "logit_scale")
+        }
         return model, {"pairs": Stream("pairs", data, Contrastive(loss))}, learn
 
     whole, losses = gradient_of(make, tmp_path / "1", 1)
@@ -142,12 +155,20 @@ def test_no_supervised_token_is_zero_not_nan() -> None:
 
 def test_learn_names_what_trains() -> None:
     model, _ = vision_lm(fusion="gated_cross_attention", connector="perceiver")
-    learn = {"fusion": Learn(lr=1e-3), "fusion.gates": Learn(lr=1e-2, weight_decay=0), "language.model.norm": Learn(lr=1e-4)}
+    learn = {
+        "fusion": Learn(lr=1e-3),
+        "fusion.gates": Learn(lr=1e-2, weight_decay=0),
+        "language.model.norm": Learn(lr=1e-4),
+    }
     found = apply_learn(model, learn)
-    assert sorted(found["fusion.gates"]) == sorted(n for n, _ in model.named_parameters() if n.endswith("_gate"))
+    assert sorted(found["fusion.gates"]) == sorted(
+        n for n, _ in model.named_parameters() if n.endswith("_gate")
+    )
     assert not set(found["fusion.gates"]) & set(found["fusion"])
     assert found["language.model.norm"] == ["language.model.norm.weight"]
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for names in found.values() for n in names}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for names in found.values() for n in names
+    }
     groups = optimizer_groups(model, found, learn, decay=0.1)
     assert all(g["weight_decay"] == 0 for g in groups for p in g["params"] if p.ndim <= 1)
     assert sum(len(g["params"]) for g in groups) == sum(map(len, found.values()))
@@ -165,7 +186,9 @@ def test_learn_refuses_what_cannot_learn() -> None:
     assert not [name for name in found["vision"] if ".layers.2." in name or "post_layernorm" in name]
 
 
-@pytest.mark.parametrize(("schedule", "end", "last"), [("cosine", 0.0, 0.0), ("linear", 0.1, 0.1), ("constant", 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("schedule", "end", "last"), [("cosine", 0.0, 0.0), ("linear", 0.1, 0.1), ("constant", 0.0, 1.0)]
+)
 def test_schedule(schedule: Any, end: float, last: float) -> None:
     options = OptimOptions(steps=100, warmup=10, schedule=schedule, end=end)
     factors = [rate_factor(step, options) for step in range(101)]
@@ -211,18 +234,24 @@ class Faulty(Language):
         return terms
 
 
-def loop(out: Path, steps: int, objective: Any = None, save_every: int = 0, language: str = "llama", **options: Any) -> Trainer:
+def loop(
+    out: Path, steps: int, objective: Any = None, save_every: int = 0, language: str = "llama", **options: Any
+) -> Trainer:
     model, processor = vision_lm(language=language)
     source = Listed(rows(10))
     collate = LanguageCollate(processor, pack_length=200)
     streams = {
-        name: Stream(name, MicroBatches(source, collate, Order(0, name, 10), size, 2), objective or Language())
+        name: Stream(
+            name, MicroBatches(source, collate, Order(0, name, 10), size, 2), objective or Language()
+        )
         for name, size in (("a", 4), ("b", 3))
     }
     out.mkdir(parents=True, exist_ok=True)
     settings = TrainerOptions(micro_batches=2, log_every=1, save_every=save_every, **options)
     learn = {"connector": Learn(lr=1e-2), "language": Learn(lr=1e-3)}
-    return Trainer(model, streams, learn, OptimOptions(steps=steps, warmup=2, weight_decay=0.1), settings, out)
+    return Trainer(
+        model, streams, learn, OptimOptions(steps=steps, warmup=2, weight_decay=0.1), settings, out
+    )
 
 
 def log_lines(out: Path) -> list[dict[str, Any]]:
@@ -265,7 +294,10 @@ def test_resume_is_bit_equal(tmp_path: Path, language: str) -> None:
     torch.manual_seed(1234)  # whatever a new process has drawn before
     second = loop(tmp_path / "cut", 6, save_every=2, language=language, workers=2)
     second.fit()
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), second.model.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.state_dict().values(), second.model.state_dict().values())
+    )
     assert log_lines(tmp_path / "whole") == log_lines(tmp_path / "cut")
 
 
@@ -286,14 +318,24 @@ def test_round_robin_takes_one_stream_a_step(tmp_path: Path) -> None:
     trainer = loop(tmp_path, 4, schedule="round_robin")
     trainer.fit()
     lines = [line for line in log_lines(tmp_path) if "loss" in line]
-    assert [sorted(key for key in line if "/" in key) for line in lines] == [["a/language"], ["b/language"]] * 2
+    assert [sorted(key for key in line if "/" in key) for line in lines] == [
+        ["a/language"],
+        ["b/language"],
+    ] * 2
 
 
 def test_objectives_ask_for_their_verb(tmp_path: Path) -> None:
     model, processor = vision_lm()
     data = MicroBatches(Listed(rows(2)), PairsCollate(processor), Order(0, "x", 2), 2)
     with pytest.raises(TypeError, match="needs a model that Aligns; VisionLM offers Speaks"):
-        Trainer(model, {"x": Stream("x", data, Contrastive())}, {"connector": Learn(lr=1.0)}, OptimOptions(steps=1), TrainerOptions(), tmp_path)
+        Trainer(
+            model,
+            {"x": Stream("x", data, Contrastive())},
+            {"connector": Learn(lr=1.0)},
+            OptimOptions(steps=1),
+            TrainerOptions(),
+            tmp_path,
+        )
 
 
 def test_rows_in_arrow_come_back_whole() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlmzoo.nn.attention import Component
+from vlmzoo.nn.attention import Component, init_plain
 
 
 class ZooModel(PreTrainedModel):
@@ -30,6 +30,8 @@ class ZooModel(PreTrainedModel):
         """Parts initialise themselves; towers and language models are transformers models and do the same."""
         if isinstance(module, Component):
             module.init_weights()
+        else:
+            init_plain(module)
 
     def parts(self) -> dict[str, nn.Module | nn.Parameter]:
         """Name to part, in reading order."""

@@ -97,8 +97,6 @@ class DualEncoder(ZooModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module in (self.vision_projection, self.text_projection) and isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=module.in_features**-0.5)
         if module is self:
             init.constant_(self.logit_scale, self.config.logit_scale)
             if self.logit_bias is not None:

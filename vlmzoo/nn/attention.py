@@ -14,25 +14,34 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "sq_relu": lambda x: F.relu(x).sq
 KeysValues = tuple[Tensor, Tensor]  # each [B, H, M, E]
 
 
-class Component(nn.Module):
-    """Base of every part made here: ``init_weights`` covers all its own raw parameters and buffers.
+def init_plain(module: nn.Module) -> None:
+    """The start of the modules that parts are made of: linears N(0, 1 / width in), norms the identity."""
+    if isinstance(module, nn.Linear):
+        init.normal_(module.weight, std=module.in_features**-0.5)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
 
-    transformers leaves tensors that a checkpoint lacks as uninitialised memory; the models call this last from
+
+class Component(nn.Module):
+    """Base of every part made here: ``init_weights`` covers all its parameters and non-persistent buffers.
+
+    transformers leaves tensors that a checkpoint lacks as uninitialised memory; the models call this from
     ``_init_weights``, and only functions of ``transformers.initialization`` are used, which leave loaded tensors
-    alone.
+    alone. A module with raw parameters of its own must be a Component: transformers asks each module about its
+    own tensors only, not about those of its children.
     """
 
     def init_weights(self) -> None:
         """Write the declared start into every parameter and non-persistent buffer."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init.normal_(module.weight, std=module.in_features**-0.5)
-                if module.bias is not None:
-                    init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                init.ones_(module.weight)
-                if module.bias is not None:
-                    init.zeros_(module.bias)
+            if module is not self and isinstance(module, Component):
+                module.init_weights()
+            else:
+                init_plain(module)
 
 
 class CrossAttention(nn.Module):

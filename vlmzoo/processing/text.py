@@ -172,6 +172,9 @@ def template(name: str) -> Template:
     return TEMPLATES[name]
 
 
+ANCHOR = ":"  # a character to read a text after, where the one before it is not known
+
+
 class SegmentTokenizer:
     """Ids and labels from segments; text never becomes a control token, whatever it says.
 
@@ -190,9 +193,24 @@ class SegmentTokenizer:
         longest_first = sorted(self.controls, key=len, reverse=True)
         self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._cache: dict[str, list[int]] = {}
+        self._marks_start = self._ids("a") != self._after(ANCHOR, "a")
+        mark = next(iter(self.controls), "")
+        whole = tokenizer(mark + "a", add_special_tokens=False)["input_ids"]
+        self._marks_sections = whole[len(whole) - len(self._ids("a")) :] == self._ids("a")
 
-    def text_ids(self, text: str) -> list[int]:
-        """Ids of plain text: a literal ``<image>`` or ``</s>`` in it stays text."""
+    def text_ids(self, text: str, before: str | None = None) -> list[int]:
+        """Ids of plain text: a literal ``<image>`` or ``</s>`` in it stays text.
+
+        Many tokenizers mark the start of a text (sentencepiece's ``\u2581``); inside one text there is no such mark.
+
+        Args:
+            before: the text that these words go on from, "" after a picture or a control token, None at the start.
+        """
+        if before is None or not self._marks_start or (not before and self._marks_sections):
+            return self._ids(text)
+        return self._after(before[-1:] or ANCHOR, text)
+
+    def _ids(self, text: str) -> list[int]:
         ids = self._cache.get(text)
         if ids is None:
             ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -200,13 +218,17 @@ class SegmentTokenizer:
                 self._cache[text] = ids
         return ids
 
+    def _after(self, anchor: str, text: str) -> list[int]:
+        base, both = self._ids(anchor), self._ids(anchor + text)
+        return both[len(base) :] if both[: len(base)] == base else self._ids(text)
+
     def encode(
         self, segments: Sequence[Segment], max_length: int | None = None
     ) -> tuple[list[int], list[int]]:
         """Ids and labels of equal length, -100 where not supervised.
 
-        Neighbouring texts of one kind are read together, so the ids are those of the whole string except where
-        supervision changes.
+        Neighbouring texts of one kind are read together, and where supervision changes a text goes on from the one
+        before: the ids are those of the whole string, unless a token would reach over such a change.
 
         Raises:
             RowError: ``max_length`` would cut through or leave out a picture.
@@ -223,27 +245,37 @@ class SegmentTokenizer:
         return ids, labels
 
     def _pieces(self, segments: Sequence[Segment]) -> Iterator[tuple[list[int], bool, str]]:
+        before: str | None = None
         for (kind, supervised), group in groupby(segments, key=lambda s: (s.kind, s.supervised)):
             members = list(group)
             if kind == "text":
-                yield self._joined_ids(members), supervised, kind
+                ids, before = self._joined_ids(members, before)
+                yield ids, supervised, kind
             elif kind == "image":
                 yield from (([self.image_token_id] * self.image_tokens, False, kind) for _ in members)
+                before = ""
             else:
                 token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id
                 yield ([token] * len(members) if token is not None else []), supervised, kind
+                before = before if token is None else ""
 
-    def _joined_ids(self, members: Sequence[Segment]) -> list[int]:
-        """Ids of neighbouring texts read together, cut only at control tokens that the template itself writes."""
-        ids: list[int] = []
-        text = ""
+    def _joined_ids(self, members: Sequence[Segment], before: str | None) -> tuple[list[int], str | None]:
+        """Neighbouring texts read together, cut only at control tokens that the template itself writes.
+
+        Returns:
+            Their ids, and what the next text goes on from (see :meth:`text_ids`).
+        """
+        runs = [""]  # texts and control tokens in turn
         for segment in members:
-            for number, piece in enumerate(
-                self._control.split(segment.text) if segment.own else [segment.text]
-            ):
-                if number % 2 == 0:
-                    text += piece
-                    continue
-                ids += [*(self.text_ids(text) if text else []), self.controls[piece]]
-                text = ""
-        return [*ids, *self.text_ids(text)] if text else ids
+            first, *rest = self._control.split(segment.text) if segment.own else [segment.text]
+            runs[-1] += first
+            runs += rest
+        ids: list[int] = []
+        for number, run in enumerate(runs):
+            if number % 2:
+                ids.append(self.controls[run])
+                before = ""
+            elif run:
+                ids += self.text_ids(run, before)
+                before = run
+        return ids, before

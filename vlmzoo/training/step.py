@@ -149,9 +149,7 @@ def cached_pulls(
         for number, batch in enumerate(batches):
             seed(number)
             made.append(objective.features(model, batch))
-    joined = {
-        key: full(torch.cat([features[key] for features in made])).requires_grad_() for key in made[0]
-    }
+    joined = {key: full(torch.cat([features[key] for features in made])).requires_grad_() for key in made[0]}
     kept = [objective.extras(batch) for batch in batches]
     extras = {key: torch.cat([one[key] for one in kept]) for key in kept[0]}
     with torch.enable_grad():

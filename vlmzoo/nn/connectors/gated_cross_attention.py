@@ -53,7 +53,7 @@ class Gaze:
         return sees.repeat_interleave(self.tokens.shape[2], dim=-1)
 
 
-class GatedBlock(nn.Module):
+class GatedBlock(Component):
     """y += tanh(a) attention(y, visual); y += tanh(b) feed_forward(y); both gates start at 0."""
 
     def __init__(
@@ -71,6 +71,13 @@ class GatedBlock(nn.Module):
         self.number = number
         self.checkpointing = False
         self.gaze: Gaze | None = None  # set by the fusion's scope around one call of the language model
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linears and norms as usual; gates at 0, so that the language model starts unchanged."""
+        super().init_weights()
+        init.zeros_(self.attention_gate)
+        init.zeros_(self.feed_forward_gate)
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The pre-hook of a decoder layer: its hidden states pass through this block first."""
@@ -145,14 +152,6 @@ class GatedCrossAttention(Component):
                 for number, place in enumerate(self.places)
             }
         )  # fmt: skip
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Linears and norms as usual; gates at 0, so that the language model starts unchanged."""
-        super().init_weights()
-        for block in self.blocks.values():
-            init.zeros_(block.attention_gate)
-            init.zeros_(block.feed_forward_gate)
 
     def attach(self, layers: nn.ModuleList) -> None:
         """Hook every block before its decoder layer."""

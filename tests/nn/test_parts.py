@@ -1,0 +1,260 @@
+"""The parts on their own: against the reference implementations' vectors, and their invariants."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.helpers import LANGUAGES, relative
+from vlmzoo.config import ConfigError
+from vlmzoo.nn.connectors.gated_cross_attention import GatedBlock, GatedCrossAttention, Gaze
+from vlmzoo.nn.connectors.perceiver import Perceiver
+from vlmzoo.nn.connectors.splice import Splice
+from vlmzoo.nn.language import head_only_at, keeps_segments_apart, language_config
+from vlmzoo.nn.vision import VisionEncoder, vision_config
+
+GOLDEN = Path(os.environ.get("VLMZOO_GOLDEN", Path(__file__).parent.parent / "golden")) / "flamingo"
+NAMES = {  # reference's name -> ours
+    "0.norm_media": "norm_features", "0.norm_latents": "norm_latents", "0.to_q": "attention.to_q",
+    "0.to_out": "attention.to_out", "1.0": "feed_forward.norm", "1.1": "feed_forward.up", "1.3": "feed_forward.down",
+}  # fmt: skip
+GATED = {
+    "attn_gate": "attention_gate", "ff_gate": "feed_forward_gate", "attn.norm": "norm", "attn.to_q": "attention.to_q",
+    "attn.to_out": "attention.to_out", "ff.0": "feed_forward.norm", "ff.1": "feed_forward.up", "ff.3": "feed_forward.down",
+}  # fmt: skip
+
+
+def case(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
+
+
+def pieces(name: str, tensor: torch.Tensor, prefix: str, table: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Our tensors of one reference tensor; a fused key-value projection becomes two."""
+    stem, _, kind = name.rpartition(".")
+    if stem.endswith("to_kv"):
+        key, value = tensor.chunk(2)
+        return {f"{prefix}attention.to_k.{kind}": key, f"{prefix}attention.to_v.{kind}": value}
+    if name in table:
+        return {prefix + table[name]: tensor}
+    return {f"{prefix}{table[stem]}.{kind}": tensor}
+
+
+def resampler_names(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    whole = {
+        "latents": "latents",
+        "frame_embs": "frame_embeds",
+        "media_time_embs": "media_embeds",
+        "media_pos_emb": "media_embeds",
+    }
+    if name in whole:
+        return {whole[name]: tensor.flatten(0, 1) if tensor.ndim == 3 else tensor}
+    if name.startswith("norm."):
+        return {name: tensor}
+    _, layer, rest = name.split(".", 2)
+    return pieces(rest, tensor, f"layers.{layer}.", NAMES)
+
+
+def renamed(tensors: dict[str, torch.Tensor], kind: str, rename: Any) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{kind}/") and not name.startswith(f"{kind}/inputs/"):
+            found.update(rename(name.removeprefix(f"{kind}/"), tensor))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("case1_*.json")))
+def test_resampler_is_the_reference(name: str) -> None:
+    facts, tensors = case(name)
+    sizes = facts["resampler"]
+    model = Perceiver(
+        sizes["dim"], num_latents=sizes["num_latents"], depth=sizes["depth"], heads=sizes["heads"], dim_head=sizes["dim_head"],
+        mult=sizes["ff_mult"], frames=sizes["max_num_frames"] or 0, media=sizes["max_num_media"] or 0,
+    )  # fmt: skip
+    model.load_state_dict(renamed(tensors, "weights", resampler_names))
+    x = tensors["inputs/x"].requires_grad_()  # [B, T, F, v, D], without F in one reference
+    features = (x if x.ndim == 5 else x.unsqueeze(2)).flatten(0, 1)
+    place = torch.arange(x.shape[1]).repeat(x.shape[0])
+    out = model(features, place).unflatten(0, x.shape[:2])
+    assert relative(out, tensors["expected/output"]) < 1e-5
+    (out * tensors["inputs/cotangent"]).sum().backward()
+    assert relative(x.grad, tensors["grads/inputs/x"]) < 1e-5
+    for key, gradient in renamed(tensors, "grads", resampler_names).items():
+        assert relative(model.get_parameter(key).grad, gradient) < 1e-5, key
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("case2_*.json")))
+def test_gated_block_is_the_reference(name: str) -> None:
+    facts, tensors = case(name)
+    sizes = facts["xattn"]
+    dim_visual = sizes.get("dim_visual") or sizes["dim"]
+    block = GatedBlock(
+        sizes["dim"], dim_visual, sizes["heads"], sizes["dim_head"], sizes["ff_mult"], "gelu", False,
+        not sizes["only_attend_immediate_media"], 0,
+    )  # fmt: skip
+    rename = lambda key, tensor: pieces(key, tensor, "", GATED)  # noqa: E731
+    block.load_state_dict(renamed(tensors, "weights", rename))
+    x, media = tensors["inputs/x"].requires_grad_(), tensors["inputs/media"].requires_grad_()
+    out = block(x, Gaze(media, tensors["inputs/media_index"]))
+    defined = tensors["expected/well_defined"].bool()
+    assert relative(out[defined], tensors["expected/output"][defined]) < 1e-5
+    (out * tensors["inputs/cotangent"]).sum().backward()
+    assert relative(x.grad, tensors["grads/inputs/x"]) < 1e-5
+    assert relative(media.grad, tensors["grads/inputs/media"]) < 1e-5
+    for key, gradient in renamed(tensors, "grads", rename).items():
+        assert relative(block.get_parameter(key).grad, gradient) < 1e-5, key
+
+
+# --- Perceiver Resampler -----------------------------------------------------------------------------------------
+
+DIM, OUT, LATENTS, FRAMES = 12, 20, 5, 8
+
+
+def test_resampler_shapes_and_symmetries() -> None:
+    model = Perceiver(DIM, OUT, num_latents=LATENTS, depth=2, heads=2, dim_head=4).eval()
+    one, video = torch.randn(3, 1, 7, DIM), torch.randn(2, FRAMES, 7, DIM)
+    assert model(one).shape == (3, LATENTS, OUT) and model(video).shape == (2, LATENTS, OUT)
+    shuffled = one[:, :, torch.randperm(7)]
+    assert torch.allclose(model(one), model(shuffled), atol=1e-5)  # patches are a set
+    assert torch.allclose(model(video), model(video.flip(1)), atol=1e-5)  # so are frames, without embeddings
+
+
+def test_frame_embeddings_order_frames_and_interpolate_upwards() -> None:
+    model = Perceiver(DIM, num_latents=LATENTS, depth=1, heads=2, dim_head=4, frames=FRAMES).eval()
+    video = torch.randn(2, FRAMES, 7, DIM)
+    assert not torch.allclose(model(video), model(video.flip(1)), atol=1e-3)
+    rows = model.frame_embeds
+    assert torch.equal(model.frame_rows(1), rows[:1]) and torch.equal(model.frame_rows(FRAMES), rows)
+    longer = model.frame_rows(30)
+    assert torch.allclose(longer[0], rows[0]) and torch.allclose(longer[-1], rows[-1])
+    with torch.no_grad():
+        rows.copy_(torch.arange(FRAMES)[:, None].expand(-1, DIM))
+    ramp = model.frame_rows(30)[:, 0]
+    assert torch.allclose(ramp, torch.linspace(0, FRAMES - 1, 30), atol=1e-5)
+
+
+def test_more_pictures_than_media_embeddings_are_refused() -> None:
+    model = Perceiver(DIM, num_latents=2, depth=1, heads=1, dim_head=4, media=2)
+    with pytest.raises(ValueError, match="3 pictures in a sample, 2 media embeddings"):
+        model(torch.randn(3, 1, 2, DIM), torch.arange(3))
+
+
+# --- gated cross-attention and splice ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "every", "offset", "places"), [(24, 1, 0, 24), (40, 4, 0, 10), (80, 7, 0, 12), (80, 7, 6, 11)]
+)
+def test_blocks_stand_where_the_paper_puts_them(layers: int, every: int, offset: int, places: int) -> None:
+    with torch.device("meta"):
+        fusion = GatedCrossAttention(layers, 8, 8, every=every, offset=offset, heads=1, dim_head=4)
+    assert len(fusion.places) == places == len(fusion.blocks)
+    assert fusion.places[0] == offset
+
+
+def test_index_zero_or_beyond_sees_nothing() -> None:
+    fusion = GatedCrossAttention(1, 8, 6, heads=2, dim_head=4)
+    block = fusion.blocks["0"]
+    block.attention_gate.data.fill_(1.0)
+    x, tokens = torch.randn(1, 4, 8), torch.randn(1, 2, 3, 6)
+    index = torch.tensor([[0, 1, 2, 3]])
+    out = block(x, Gaze(tokens, index))
+    assert torch.equal(out[0, 0], x[0, 0]) and torch.equal(out[0, 3], x[0, 3])
+    assert not torch.equal(out[0, 1], x[0, 1])
+    alone = block(x[:, 1:2], Gaze(tokens[:, :1], torch.tensor([[1]])))
+    assert torch.allclose(alone, out[:, 1:2], atol=1e-6)  # position 1 sees the first picture and only it
+
+
+def test_a_block_that_does_not_fire_is_noticed() -> None:
+    fusion = GatedCrossAttention(2, 8, 6, heads=2, dim_head=4)
+    gaze = Gaze(torch.randn(1, 1, 3, 6), torch.ones(1, 1, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="0 of 2 gated blocks ran"), fusion.given(gaze):
+        pass
+    with pytest.raises(KeyError), fusion.given(gaze):
+        raise KeyError("inside")
+    assert all(block.gaze is None for block in fusion.blocks.values())
+
+
+def test_splice_counts_places() -> None:
+    splice = Splice(9)
+    ids = torch.tensor([[9, 9, 1], [2, 9, 9]])
+    tokens = torch.arange(8.0).view(2, 2, 2)
+    out = splice(torch.zeros(2, 3, 2), ids, tokens)
+    assert torch.equal(out[ids == 9], tokens.flatten(0, 1)) and not out[ids != 9].any()
+    with pytest.raises(ValueError, match="4 image tokens but 1 pictures give 1 x 2 = 2"):
+        splice(torch.zeros(2, 3, 2), ids, tokens[:1])
+
+
+# --- vision, language --------------------------------------------------------------------------------------------
+
+SIZES = {
+    "kind": "clip",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
+
+def test_wrong_picture_size_is_refused() -> None:
+    encoder = VisionEncoder(vision_config(SIZES))
+    with pytest.raises(ValueError, match="16"):
+        encoder(torch.zeros(1, 3, 24, 24))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feature_layer": -4}, r"vision\.feature_layer: -4; a tower of 3 layers has -3 to -1"),
+        ({"cls": "dorp"}, r"vision\.cls: 'dorp'; did you mean 'drop'"),
+        ({"kind": "siglip", "cls": "keep"}, "no CLS token"),
+        ({"patch_sizes": 8}, r"vision\.patch_sizes: unknown key; did you mean 'patch_size'"),
+        ({"num_attention_heads": 3}, "not a multiple"),
+    ],
+)
+def test_wrong_vision_sizes(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        vision_config({**SIZES, **change})
+
+
+@pytest.mark.parametrize("cls", ["drop", "keep", "only"])
+def test_cls_choice(cls: str) -> None:
+    encoder = VisionEncoder(vision_config({**SIZES, "cls": cls, "feature_layer": -2}))
+    assert encoder(torch.zeros(2, 3, 16, 16)).shape == (2, encoder.num_tokens, 16)
+    assert encoder.num_tokens == {"drop": 4, "keep": 5, "only": 1}[cls]
+
+
+def language(kind: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(language_config(LANGUAGES[kind])).eval()
+
+
+@pytest.mark.parametrize("kind", sorted(LANGUAGES))
+def test_head_only_at_gives_the_same_logits(kind: str) -> None:
+    model = language(kind)
+    ids = torch.randint(4, 100, (2, 6))
+    positions = torch.rand(2, 6) > 0.5
+    whole = model(input_ids=ids, use_cache=False).logits
+    with head_only_at(model, positions):
+        picked = model(input_ids=ids, use_cache=False).logits
+    assert picked.shape == (1, int(positions.sum()), 512)
+    assert torch.allclose(picked[0], whole[positions], atol=1e-5)
+    assert model(input_ids=ids).logits.shape == whole.shape  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("kind", "apart"),
+    [("llama", True), ("qwen3", True), ("gpt2", True), ("gpt_neox", True), ("opt", False), ("mpt", False)],
+)
+def test_packing_is_asked_of_the_model_itself(kind: str, apart: bool) -> None:
+    assert keeps_segments_apart(language(kind)) == apart  # type: ignore[arg-type]
