@@ -52,6 +52,7 @@ class StreamOptions(Config):
         max_length: longest sample in tokens. template: the processor's own if None.
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
+        cache: keep encoded rows in memory, for small data seen many times.
     """
 
     data: part_of("datasets")  # type: ignore[valid-type]
@@ -62,6 +63,7 @@ class StreamOptions(Config):
     max_length: PositiveInt | None = None
     template: str | None = None
     pack_length: PositiveInt | None = None
+    cache: bool = False
 
 
 class EvaluateOptions(Config):
@@ -170,7 +172,7 @@ def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> di
             append_quarantine(quarantine, source.rejected, name)
         data = MicroBatches(
             source, collate_of(options, name, objective, model, processor), Order(config.seed, name, len(source)),
-            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine,
+            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.cache,
         )  # fmt: skip
         streams[name] = Stream(name, data, objective, options.weight, options.weights)
     return streams

@@ -76,6 +76,7 @@ class MicroBatches(Dataset):
         batch_size: rows of one optimiser step, over all ranks and micro-batches.
         micro_batches: of a step. rank, world: this process among all.
         quarantine: file that bad rows are appended to; None keeps no list.
+        cache: keep every encoded row in memory (each data process its own); for small data seen many times.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class MicroBatches(Dataset):
         rank: int = 0,
         world: int = 1,
         quarantine: Path | None = None,
+        cache: bool = False,
     ) -> None:
+        self._cache: dict[int, Sample] | None = {} if cache else None
         self.source, self.collate, self.order = source, collate, order
         self.batch_size, self.micro_batches = batch_size, micro_batches
         self.rank, self.world, self.quarantine = rank, world, quarantine
@@ -111,16 +114,22 @@ class MicroBatches(Dataset):
         """
         index, reason = self.order(position), ""
         for attempt in range(1, REPLACEMENTS + 1):
-            row = self.source[index]
             try:
-                return self.collate.encode(row, self.source.root)
+                return self._encoded(index)
             except RowError as error:
                 reason = str(error)
-                self._list(row["id"], reason)
+                self._list(self.source[index]["id"], reason)
             index = self.order.replacement(position, attempt)
         raise RowError(
             f"stream {self.order.stream}: {REPLACEMENTS} rows in a row cannot be used; the last: {reason}"
         )
+
+    def _encoded(self, index: int) -> Sample:
+        if self._cache is None:
+            return self.collate.encode(self.source[index], self.source.root)
+        if index not in self._cache:
+            self._cache[index] = self.collate.encode(self.source[index], self.source.root)
+        return self._cache[index]
 
     def _list(self, row: str, reason: str) -> None:
         if self.quarantine is None or row in self._listed:

@@ -208,7 +208,7 @@ def _nest(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
     """Pictures by text: a flat list is dealt out by the number of places each text has."""
     if images is None:
         return [[] for _ in texts]
-    images = [images] if isinstance(images, Image.Image) else list(images)
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
     if images and isinstance(images[0], (list, tuple)):
         nested = [list(group) for group in images]
     elif texts and any(IMAGE in text for text in texts):
