@@ -53,7 +53,9 @@ def main() -> None:
                 work()
                 seconds[name].append(time.process_time() - start)
         a, b = statistics.median(seconds["peer"]), statistics.median(seconds["ours"])
-        print(f"{width} x {height} to {options.size}: stock {a * 1e3:.1f} ms, ours {b * 1e3:.1f} ms: {a / b:.2f}x faster, same pixels")
+        print(
+            f"{width} x {height} to {options.size}: stock {a * 1e3:.1f} ms, ours {b * 1e3:.1f} ms: {a / b:.2f}x faster, same pixels"
+        )
 
 
 if __name__ == "__main__":

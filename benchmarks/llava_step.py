@@ -30,8 +30,23 @@ from vlmzoo.objectives.language import Language
 
 def model_of(vocabulary: int) -> Any:
     torch.manual_seed(0)
-    vision = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6, "image_size": 224, "patch_size": 16}
-    language = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": vocabulary, "max_position_embeddings": 4096}
+    vision = {
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "image_size": 224,
+        "patch_size": 16,
+    }
+    language = {
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 4096,
+    }
     return build("llava-tiny", vision=vision, language=language)
 
 
@@ -67,7 +82,9 @@ def prepare(which: str, options: argparse.Namespace) -> tuple[Any, Any, Any]:
     encoder = LanguageCollate(processor)
     samples = [encoder.encode(row) for row in rows(options.batch, generator)]
     pack = None if which == "peer" else 1024
-    batch = {k: v.to(options.device) for k, v in LanguageCollate(processor, pack_length=pack).join(samples).items()}
+    batch = {
+        k: v.to(options.device) for k, v in LanguageCollate(processor, pack_length=pack).join(samples).items()
+    }
     step = our_step
     if which == "peer":
         with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +97,16 @@ def prepare(which: str, options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def memory(which: str, options: argparse.Namespace) -> float:
     """Peak memory of three steps above the loaded model, MiB, in a process of its own."""
-    command = [sys.executable, __file__, "--memory", which, "--batch", str(options.batch), "--vocabulary", str(options.vocabulary)]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory",
+        which,
+        "--batch",
+        str(options.batch),
+        "--vocabulary",
+        str(options.vocabulary),
+    ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -116,10 +142,14 @@ def main() -> None:
             model.zero_grad()
     peer, ours = (statistics.median(seconds[which]) for which in ("peer", "ours"))
     print(f"loss peer {losses['peer']:.6f}, ours {losses['ours']:.6f}")
-    print(f"step: peer {peer:.3f} s, ours {ours:.3f} s (medians of {options.rounds}, CPU time): {peer / ours:.2f}x faster")
+    print(
+        f"step: peer {peer:.3f} s, ours {ours:.3f} s (medians of {options.rounds}, CPU time): {peer / ours:.2f}x faster"
+    )
     if options.device == "cpu":
         spent = {which: memory(which, options) for which in ("peer", "ours")}
-        print(f"memory above the model: peer {spent['peer']:.0f} MiB, ours {spent['ours']:.0f} MiB: {spent['peer'] / spent['ours']:.1f}x less")
+        print(
+            f"memory above the model: peer {spent['peer']:.0f} MiB, ours {spent['ours']:.0f} MiB: {spent['peer'] / spent['ours']:.1f}x less"
+        )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def llava(vision: str) -> None:
     """Stage 1 (connector), then stage 2 beside its control without pictures, one process each."""
     run(train("configs/llava/tiny_stage1.yaml", f"model.vision.from={vision}", f"out={STAGE_1}"))
     blind = train(
-        "configs/llava/tiny.yaml", f"model.from={STAGE_1}", f"out={BLIND}", "streams.dialogues.data.pictures=blank",
+        "configs/llava/tiny.yaml", f"model.from={STAGE_1}", f"out={BLIND}", "streams.questions.data.pictures=blank",
         "evaluate.tasks.vqa.data.pictures=blank", "evaluate.tasks.vqa.swap=false", "evaluate.before=false",
     )  # fmt: skip
     BLIND.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "llava" / "tiny.yaml").write_text("a: 1")
     with pytest.raises(ConfigError, match=r"did you mean 'tiny\.yaml'"):
         load_yaml(tmp_path / "llava" / "tinny.yaml")
-    with pytest.raises(ConfigError, match="no folder .*did you mean 'llava'"):
+    with pytest.raises(ConfigError, match=r"no folder .*did you mean 'llava'"):
         load_yaml(tmp_path / "lava" / "tiny.yaml")
     with pytest.raises(ConfigError, match="did you mean 'llava'"):
         load_yaml(tmp_path / "lava" / "deeper" / "tiny.yaml")
@@ -287,7 +287,7 @@ def test_missing_and_wrong_top() -> None:
     with pytest.raises(ConfigError, match=r"^optim\.steps: missing$"):
         read(Needs, {}, "optim")
     for wrong in (None, [], "x", 3):
-        with pytest.raises(ConfigError, match="^optim: "):
+        with pytest.raises(ConfigError, match=r"^optim: "):
             read(Needs, wrong, "optim")
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmzoo import registry
-from vlmzoo.config import ConfigError
+from vlmzoo.config import ConfigError, load_yaml, nearest, override, read
 
 app = typer.Typer(
     help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
@@ -104,6 +104,8 @@ def train(
 
     On several processes: accelerate launch -m vlmzoo.train CONFIG [a.b=c ...]
     """
+    override(load_yaml(config), overrides or [])  # most mistakes are told before torch is imported
+
     from vlmzoo.run import read_run
     from vlmzoo.run import train as fit
 
@@ -123,15 +125,15 @@ def evaluate(
     when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
 ) -> None:
     """Run the tasks of a run file on a model and show their tables."""
-    from vlmzoo.config import load_yaml, nearest, override, read
-    from vlmzoo.evaluate.loop import text_table
-    from vlmzoo.run import EvaluateOptions, load
-    from vlmzoo.run import evaluate as run_tasks
-
     tree = override(load_yaml(config), overrides or [])
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+
+    from vlmzoo.evaluate.loop import text_table
+    from vlmzoo.run import EvaluateOptions, load
+    from vlmzoo.run import evaluate as run_tasks
+
     options = read(EvaluateOptions, tree["evaluate"], "evaluate")
     _quiet()
     if not options.tasks:
@@ -150,7 +152,7 @@ def evaluate(
 @app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
-    image: Annotated[Path, typer.Argument(help="A picture file")],
+    image: Annotated[str, typer.Argument(help="A picture file")],
     question: Annotated[str, typer.Argument(help="What to ask about it")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     num_beams: Annotated[int, typer.Option(min=1)] = 1,
@@ -162,7 +164,7 @@ def generate(
     from vlmzoo.types import require_verb
 
     _quiet()
-    picture = open_image({"path": str(image)})
+    picture = open_image({"path": image})
     loaded, processor = load(model)
     require_verb(loaded, "Speaks", "vlmzoo generate")
     parts = [

@@ -41,7 +41,9 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 def runs_of(batch: dict[str, torch.Tensor]) -> list[list[tuple[int, int]]]:
     """The samples of a packed batch in reading order, as (token, label), cut where positions restart."""
     found: list[list[tuple[int, int]]] = []
-    for ids, labels, positions in zip(*(batch[key].tolist() for key in ("input_ids", "labels", "position_ids"))):
+    for ids, labels, positions in zip(
+        *(batch[key].tolist() for key in ("input_ids", "labels", "position_ids"))
+    ):
         for token, label, position in zip(ids, labels, positions):
             if token < 1000:
                 assert label == IGNORE_INDEX and position == 0  # padding
@@ -82,7 +84,9 @@ def test_padded_and_packed_hold_the_same(sizes: list[int]) -> None:
     packed = LanguageCollate(PROCESSOR, pack_length=48).join(samples)
     rows = [
         [(token, label) for token, label, real in zip(ids, labels, mask) if real]
-        for ids, labels, mask in zip(*(padded[key].tolist() for key in ("input_ids", "labels", "attention_mask")))
+        for ids, labels, mask in zip(
+            *(padded[key].tolist() for key in ("input_ids", "labels", "attention_mask"))
+        )
     ]
     assert rows == [list(zip(sample.ids, sample.labels)) for sample in samples]
     assert sorted(rows) == sorted(runs_of(packed))
@@ -122,7 +126,11 @@ def test_pictures_stand_in_reading_order(pack_length: int | None) -> None:
         pictures = [{"image": Image.new("RGB", (SIDE, SIDE), (shade + i,) * 3)} for i in range(1 + words % 2)]
         parts = [{"role": "user", "type": "image", "text": None} for _ in pictures]
         parts += [{"role": "user", "type": "text", "text": f"n {shade} " + "w " * words}]
-        return {"images": pictures, "parts": [*parts, {"role": "assistant", "type": "text", "text": "a"}], "id": "x"}
+        return {
+            "images": pictures,
+            "parts": [*parts, {"role": "assistant", "type": "text", "text": "a"}],
+            "id": "x",
+        }
 
     collate = LanguageCollate(PROCESSOR, pack_length=pack_length)
     batch = collate.join([collate.encode(row(10 * n, words)) for n, words in enumerate([1, 9, 2, 12, 3])])
@@ -160,7 +168,9 @@ def test_pairs() -> None:
     assert collate.join([collate.encode(source[0])])["input_ids"].shape == (1, 9)
 
 
-@pytest.mark.parametrize("change", [{"images": []}, {"parts": []}, {"parts": [{"role": "text", "type": "text", "text": ""}]}])
+@pytest.mark.parametrize(
+    "change", [{"images": []}, {"parts": []}, {"parts": [{"role": "text", "type": "text", "text": ""}]}]
+)
 def test_what_is_no_pair(change: Any) -> None:
     source = ScenesConfig(rows="captions", length=1, size=16).open()
     with pytest.raises(RowError, match="a pair needs one picture and a text"):

@@ -63,13 +63,15 @@ def stream(micro: int = 1, rank: int = 0, world: int = 1, **options: Any) -> Mic
     collate, quarantine = Plain(options.get("bad", ())), options.get("quarantine")
     order = Order(options.get("seed", 1), options.get("name", "a"), options.get("rows", ROWS))
     batch = options.get("batch", BATCH)
-    return MicroBatches(Numbers(order.rows), collate, order, batch, micro, rank, world, quarantine)
+    cache = options.get("cache", False)
+    return MicroBatches(Numbers(order.rows), collate, order, batch, micro, rank, world, quarantine, cache)
 
 
 def steps_of(micro: int, world: int, first: int = 0, workers: int = 0, **options: Any) -> Iterator[list[int]]:
     """The rows of each step, over all ranks and micro-batches, in the order of the batch."""
     loaders = [
-        iter(stream(micro, rank, world, **options).loader(first * micro, STEPS * micro, workers)) for rank in range(world)
+        iter(stream(micro, rank, world, **options).loader(first * micro, STEPS * micro, workers))
+        for rank in range(world)
     ]
     for _ in range(first, STEPS):
         yield [row for _ in range(micro) for loader in loaders for row in next(loader)["rows"].tolist()]
@@ -95,7 +97,20 @@ def test_epochs_seeds_and_streams_differ() -> None:
         order = Order(seed, name, 100)
         return [order(epoch * 100 + p) for p in range(100)]
 
-    assert len({tuple(first(*what)) for what in ((1, "a"), (2, "a"), (1, "b"), (1, "a", 1), (1, "a", 2))}) == 5
+    assert (
+        len({tuple(first(*what)) for what in ((1, "a"), (2, "a"), (1, "b"), (1, "a", 1), (1, "a", 2))}) == 5
+    )
+
+
+def test_stand_ins_differ_by_position_and_attempt() -> None:
+    order = Order(1, "a", 1000)
+    assert len({order.replacement(position, 1) for position in range(50)}) > 40
+    assert len({order.replacement(0, attempt) for attempt in range(1, 51)}) > 40
+    assert (
+        Order(2, "a", 1000).replacement(0, 1)
+        != order.replacement(0, 1)
+        != Order(1, "b", 1000).replacement(0, 1)
+    )
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
@@ -135,6 +150,23 @@ def test_starting_in_the_middle_gives_the_rows_that_would_have_come(workers: int
     assert list(steps_of(2, 2, first, workers, bad={3, 4})) == whole[first:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_rows_are_the_same_rows(workers: int) -> None:
+    assert list(steps_of(2, 2, 0, workers, bad={3}, cache=True)) == list(steps_of(2, 2, bad={3}))
+    data = stream(cache=True)
+    seen: list[int] = []
+    encode = data.collate.encode
+
+    def counted(row: Any, root: Any = None) -> Sample:
+        seen.append(row["number"])
+        return encode(row, root)
+
+    data.collate.encode = counted  # type: ignore[method-assign]
+    for number in range(20):
+        data[number]
+    assert sorted(seen) == list(range(ROWS))  # each row once
+
+
 def test_a_loader_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     list(stream().loader(0, 3))
@@ -168,7 +200,9 @@ def test_one_process_writes_a_bad_row_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_all_rows_bad_stops_with_the_reason(tmp_path: Path, workers: int) -> None:
     file = tmp_path / "q.jsonl"
-    with pytest.raises(RowError, match=rf"stream a: {REPLACEMENTS} rows in a row cannot be used; the last: number \d+ is bad"):
+    with pytest.raises(
+        RowError, match=rf"stream a: {REPLACEMENTS} rows in a row cannot be used; the last: number \d+ is bad"
+    ):
         list(stream(bad=range(ROWS), quarantine=file).loader(0, 1, workers))
     assert 1 <= len(read_quarantine(file)) <= ROWS
 
@@ -192,7 +226,13 @@ def test_the_list_of_bad_rows(tmp_path: Path) -> None:
     append_quarantine(file, [("1", "why\nso"), ("\ud800", "half")], "s")
     append_quarantine(file, [("1", "why\nso")], "s")
     append_quarantine(file, [("1", "why")], "t")
-    assert [(line["stream"], line["id"]) for line in read_quarantine(file)] == [("s", "1"), ("s", "\ud800"), ("t", "1")]
+    assert [(line["stream"], line["id"]) for line in read_quarantine(file)] == [
+        ("s", "1"),
+        ("s", "\ud800"),
+        ("t", "1"),
+    ]
     with file.open("a") as out:
-        out.write(json.dumps({"stream": "s", "id": "2", "reason": "x"})[:20])  # a process killed while it wrote
+        out.write(
+            json.dumps({"stream": "s", "id": "2", "reason": "x"})[:20]
+        )  # a process killed while it wrote
     assert len(read_quarantine(file)) == 3

@@ -45,7 +45,13 @@ def test_pictures_as_a_text_a_list_or_not_at_all(tmp_path: Path) -> None:
     ])  # fmt: skip
     assert len(source) == 5 and source.rejected == []
     assert [source[i]["id"] for i in range(5)] == ["good", "7", "2", "none", "empty"]
-    assert [[image["path"] for image in source[i]["images"]] for i in range(5)] == [["a.png"], ["a.png", "b/c.png"], [], [], []]
+    assert [[image["path"] for image in source[i]["images"]] for i in range(5)] == [
+        ["a.png"],
+        ["a.png", "b/c.png"],
+        [],
+        [],
+        [],
+    ]
     assert source[0]["parts"] == [
         {"role": "user", "type": "image", "text": None},
         {"role": "user", "type": "text", "text": "what?"},
@@ -58,7 +64,9 @@ def test_pictures_as_a_text_a_list_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_places_keep_their_order_and_line_breaks_belong_to_the_template() -> None:
-    row = llava_row({"image": ["a", "b"], "conversations": said("first\n<image>\nthen <image> end\n", "a\nb\n")})
+    row = llava_row(
+        {"image": ["a", "b"], "conversations": said("first\n<image>\nthen <image> end\n", "a\nb\n")}
+    )
     assert [part["text"] for part in row["parts"]] == ["first", None, "then ", None, " end", "a\nb\n"]
     behind = llava_row({"image": "a", "conversations": said("what?\n<image>", "x")})
     assert [part["text"] for part in behind["parts"]] == ["what?", None, "x"]
@@ -96,7 +104,9 @@ def test_records_that_are_no_rows_are_listed_with_their_id(tmp_path: Path, recor
         llava(tmp_path, [bad])
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "<image>" not in text)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(
+    lambda text: "<image>" not in text
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,11 +123,13 @@ def test_words_survive_and_places_equal_pictures(turns: list[str], pictures: int
 def test_jsonl(tmp_path: Path) -> None:
     odd = {**GOOD, "id": "sep", "conversations": said("line\u2028break <image>", "x\u0085y")}
     file = tmp_path / "data.jsonl"
-    file.write_text("\n" + json.dumps(GOOD) + "\n\n" + json.dumps(odd, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(
+        "\n" + json.dumps(GOOD) + "\n\n" + json.dumps(odd, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     source = LlavaConfig(path=str(file)).open()
     assert [source[i]["id"] for i in range(len(source))] == ["good", "sep"]
     file.write_text(json.dumps(GOOD) + "\n{broken\n")
-    with pytest.raises(ConfigError, match="not json: .*line 2 of the file"):
+    with pytest.raises(ConfigError, match=r"not json: .*line 2 of the file"):
         LlavaConfig(path=str(file)).open()
 
 
@@ -142,13 +154,15 @@ def test_missing_files_and_folders_name_the_nearest(tmp_path: Path, config: Any)
     (tmp_path / "captions.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"data\.path: no file .*did you mean 'captions\.json'"):
         config(path=str(tmp_path / "caption.json")).open()
-    with pytest.raises(ConfigError, match="no folder .*did you mean 'pictures'"):
+    with pytest.raises(ConfigError, match=r"no folder .*did you mean 'pictures'"):
         config(path=str(tmp_path / "picture" / "captions.json")).open()
     with pytest.raises(ConfigError, match=r"data\.images: no folder .*did you mean 'pictures'"):
         config(path=str(tmp_path / "captions.json"), images=str(tmp_path / "picturs")).open()
 
 
-def test_the_root_is_the_images_folder_or_the_jsons_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_is_the_images_folder_or_the_jsons_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (3, 3), (9, 9, 9)).save(tmp_path / "pictures" / "a.png")
     inside = llava(tmp_path, [GOOD], images=str(tmp_path / "pictures"))
@@ -186,7 +200,10 @@ def test_coco_gives_a_row_a_caption(tmp_path: Path) -> None:
         {"id": 55, "caption": "x"}, {"id": 56, "image_id": [6], "caption": "x"}, "text",
     ]  # fmt: skip
     source = coco(tmp_path, {"images": images, "annotations": annotations})
-    assert [(source[i]["id"], source[i]["images"][0]["path"]) for i in range(len(source))] == [("50", "a.png"), ("51", "a.png")]
+    assert [(source[i]["id"], source[i]["images"][0]["path"]) for i in range(len(source))] == [
+        ("50", "a.png"),
+        ("51", "a.png"),
+    ]
     assert source[0]["parts"] == [
         {"role": "text", "type": "image", "text": None}, {"role": "text", "type": "text", "text": "a dog"},
     ]  # fmt: skip
@@ -237,13 +254,24 @@ def test_scenes_written_as_coco_read_back(tmp_path: Path) -> None:
     captions = [(i, text) for i in range(4) for text in truth[i]["truth"]["captions"]]
     assert [source[n]["truth"]["caption"] for n in range(len(source))] == [text for _, text in captions]
     for n, (i, _) in enumerate(captions):
-        assert open_image(source[n]["images"][0], source.root).tobytes() == truth[i]["images"][0]["image"].tobytes()
+        assert (
+            open_image(source[n]["images"][0], source.root).tobytes()
+            == truth[i]["images"][0]["image"].tobytes()
+        )
 
 
 def test_scenes_by_config() -> None:
     source = read_part("datasets", {"kind": "scenes", "rows": "labels", "split": "novel", "length": 5}).open()
     assert len(source) == 5 and source.root is None
-    assert all(source.class_names[source[i]["label"]].split(" ", 1)[1] == source[i]["truth"]["objects"][0]["name"] for i in range(5))
-    for wrong, near in (({"split": "tain"}, "train"), ({"rows": "caption"}, "captions"), ({"grid": 9}, "grid"), ({"size": 1}, "size")):
+    assert all(
+        source.class_names[source[i]["label"]].split(" ", 1)[1] == source[i]["truth"]["objects"][0]["name"]
+        for i in range(5)
+    )
+    for wrong, near in (
+        ({"split": "tain"}, "train"),
+        ({"rows": "caption"}, "captions"),
+        ({"grid": 9}, "grid"),
+        ({"size": 1}, "size"),
+    ):
         with pytest.raises(ConfigError, match=rf"data: .*{near}"):
             ScenesConfig(**wrong).open()  # type: ignore[arg-type]

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmzoo.evaluate.metrics import accuracy, by_group, exact_match, mean_per_class, normalise, recall_at, top1
+from vlmzoo.evaluate.metrics import (
+    accuracy,
+    by_group,
+    exact_match,
+    mean_per_class,
+    normalise,
+    recall_at,
+    top1,
+)
 
 
 def test_accuracy_and_its_error() -> None:
@@ -44,7 +52,12 @@ def test_normalise_is_idempotent(text: str) -> None:
 
 
 def test_exact_match() -> None:
-    assert exact_match(["Red.", "red circle", "", "yes"], ["red", "red", "no", "no"]) == [True, False, False, False]
+    assert exact_match(["Red.", "red circle", "", "yes"], ["red", "red", "no", "no"]) == [
+        True,
+        False,
+        False,
+        False,
+    ]
     with pytest.raises(ValueError):
         exact_match(["a"], ["a", "b"])
 
@@ -57,7 +70,8 @@ def test_recall_by_its_definition(queries: int, more: int, k: int, seed: int, ti
     if ties:
         similarity = similarity.round()
     wanted = [
-        sum(float(other) >= float(row[i]) for j, other in enumerate(row) if j != i) < k for i, row in enumerate(similarity)
+        sum(float(other) >= float(row[i]) for j, other in enumerate(row) if j != i) < k
+        for i, row in enumerate(similarity)
     ]
     assert recall_at(similarity, k) == wanted
 

@@ -60,7 +60,9 @@ class Speaker(Stub):
     def token_losses(self, batch: Any) -> torch.Tensor:
         raise AssertionError("not asked for")
 
-    def generate(self, input_ids: Any, attention_mask: Any, pixel_values: Any, **options: Any) -> torch.Tensor:
+    def generate(
+        self, input_ids: Any, attention_mask: Any, pixel_values: Any, **options: Any
+    ) -> torch.Tensor:
         self.see()
         self.asked.append(options)
         said = [
@@ -68,14 +70,17 @@ class Speaker(Stub):
             for ids, mask, picture in zip(input_ids, attention_mask, pixel_values)
         ]
         end = PROCESSOR.tokenizer.eos_token_id
-        new = PROCESSOR.pad([[*PROCESSOR.segments.text_ids(f" {answer}"), end] for answer in said])["input_ids"]
+        new = PROCESSOR.pad([[*PROCESSOR.segments.text_ids(f" {answer}"), end] for answer in said])[
+            "input_ids"
+        ]
         return torch.cat([input_ids, new], dim=1)
 
 
 DATA = {"kind": "scenes", "rows": "vqa", "split": "test", "length": 28, "size": SIDE}
 SCENES = Scenes("test", "vqa", length=28, size=SIDE)
 KNOWN = {
-    (row["truth"]["question"], mark(PROCESSOR.transform(row["images"][0]["image"]))): row["truth"]["answer"] for row in SCENES
+    (row["truth"]["question"], mark(PROCESSOR.transform(row["images"][0]["image"]))): row["truth"]["answer"]
+    for row in SCENES
 }
 
 
@@ -113,7 +118,10 @@ def test_a_blind_answerer_scores_the_same_with_other_pictures() -> None:
     share = sum(row["truth"]["answer"] == "yes" for row in SCENES) / 28
     assert 0 < share < 1
     assert result.metrics["accuracy"] == result.metrics["accuracy_swapped"] == pytest.approx(share)
-    assert result.metrics["accuracy_presence"] == pytest.approx(share * 7) and result.metrics["accuracy_colour"] == 0.0
+    assert (
+        result.metrics["accuracy_presence"] == pytest.approx(share * 7)
+        and result.metrics["accuracy_colour"] == 0.0
+    )
 
 
 def test_limits_samples_and_no_swapping() -> None:
@@ -145,7 +153,9 @@ def test_rows_without_answers_or_choices(tmp_path: Path) -> None:
         vqa(Speaker(look), data={"kind": "scenes", "rows": "captions", "length": 3})
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "nothing"}]
-    (tmp_path / "d.json").write_text(json.dumps([{"id": i, "image": "a.png", "conversations": turns} for i in range(3)]))
+    (tmp_path / "d.json").write_text(
+        json.dumps([{"id": i, "image": "a.png", "conversations": turns} for i in range(3)])
+    )
     data = {"kind": "llava", "path": str(tmp_path / "d.json")}
     result = vqa(Speaker(lambda prompt, picture: "Nothing"), data=data)
     assert result.metrics["accuracy"] == 1.0 and "chance" not in result.metrics
@@ -181,7 +191,9 @@ class Aligner(Stub):
 
 
 def aligner(rows: Any, classes: list[str], constant: bool = False) -> Aligner:
-    pictures = {mark(PAIRS.transform(row["images"][0]["image"])): 0 if constant else row["label"] for row in rows}
+    pictures = {
+        mark(PAIRS.transform(row["images"][0]["image"])): 0 if constant else row["label"] for row in rows
+    }
     texts = {f"it is {name}": number for number, name in enumerate(classes)}
     return Aligner(pictures, texts, len(classes))
 
@@ -202,7 +214,10 @@ def test_zero_shot_of_a_perfect_and_of_a_constant_model() -> None:
     assert result.metrics["accuracy"] == result.metrics["mean_per_class"] == 1.0
     assert result.metrics["chance"] == 1 / len(classes) == 1 / 64
     assert model.modes == {(False, False)}
-    assert all(sample["truth"] == sample["answer"] == classes[rows[i]["label"]] for i, sample in enumerate(result.samples))
+    assert all(
+        sample["truth"] == sample["answer"] == classes[rows[i]["label"]]
+        for i, sample in enumerate(result.samples)
+    )
     blind = zero_shot(aligner(rows, classes, constant=True))
     share = sum(row["label"] == 0 for row in rows) / 30
     assert blind.metrics["accuracy"] == pytest.approx(share)
@@ -243,14 +258,20 @@ def retrieval(model: Any, **options: Any) -> Result:
 def test_retrieval() -> None:
     data = {"kind": "scenes", "rows": "captions", "split": "test", "length": 12, "size": SIDE}
     rows = list(read_part("datasets", data).open())
-    texts = {PAIRS.decode(PAIRS.caption_ids(row["truth"]["caption"])).strip(): i for i, row in enumerate(rows)}
+    texts = {
+        PAIRS.decode(PAIRS.caption_ids(row["truth"]["caption"])).strip(): i for i, row in enumerate(rows)
+    }
     assert len(texts) == 12
     pictures = {mark(PAIRS.transform(row["images"][0]["image"])): i for i, row in enumerate(rows)}
     perfect = retrieval(Aligner(pictures, texts, 12), data=data, batch_size=5, at=[1, 3])
-    assert {perfect.metrics[f"{way}_r{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 3)} == {1.0}
+    assert {perfect.metrics[f"{way}_r{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 3)} == {
+        1.0
+    }
     assert perfect.metrics["chance_r1"] == 1 / 12
     constant = retrieval(Aligner(dict.fromkeys(pictures, 0), texts, 12), data=data, at=[1, 12])
-    assert constant.metrics["image_to_text_r1"] == pytest.approx(1 / 12)  # only text 0 stands out, and picture 0 is its own
+    assert constant.metrics["image_to_text_r1"] == pytest.approx(
+        1 / 12
+    )  # only text 0 stands out, and picture 0 is its own
     assert constant.metrics["text_to_image_r1"] == 0.0 and constant.metrics["text_to_image_r12"] == 1.0
     shifted = retrieval(Aligner({key: (i + 1) % 12 for key, i in pictures.items()}, texts, 12), data=data)
     assert shifted.metrics["image_to_text_r1"] == 0.0
@@ -258,7 +279,9 @@ def test_retrieval() -> None:
 
 
 def test_retrieval_refuses_rows_without_one_picture(tmp_path: Path) -> None:
-    (tmp_path / "d.json").write_text(json.dumps([{"id": "t", "conversations": [{"from": "human", "value": "x"}]}]))
+    (tmp_path / "d.json").write_text(
+        json.dumps([{"id": "t", "conversations": [{"from": "human", "value": "x"}]}])
+    )
     with pytest.raises(ConfigError, match="row 't' has 0 pictures"):
         retrieval(Aligner({}, {}, 1), data={"kind": "llava", "path": str(tmp_path / "d.json")})
 
@@ -266,7 +289,9 @@ def test_retrieval_refuses_rows_without_one_picture(tmp_path: Path) -> None:
 # --- verbs, batches, results -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "verb"), [("vqa", "Speaks"), ("zero_shot", "Aligns"), ("retrieval", "Aligns")])
+@pytest.mark.parametrize(
+    ("kind", "verb"), [("vqa", "Speaks"), ("zero_shot", "Aligns"), ("retrieval", "Aligns")]
+)
 def test_a_model_without_the_verb_is_refused_by_name(kind: str, verb: str) -> None:
     task = read_part("tasks", {"kind": kind, "data": DATA}).build("mine")
     assert task.verb == verb
@@ -298,7 +323,9 @@ def test_batches_and_order() -> None:
     assert over_ranks(0, 3, work) == []
     with pytest.raises(ValueError):
         over_ranks(4, 4, lambda numbers: [1])
-    assert len(rows_of(SCENES, 5)) == 5 and len(rows_of(SCENES, None)) == 28 and len(rows_of(SCENES, 99)) == 28
+    assert (
+        len(rows_of(SCENES, 5)) == 5 and len(rows_of(SCENES, None)) == 28 and len(rows_of(SCENES, 99)) == 28
+    )
 
 
 def test_the_mode_is_put_back_after_an_error() -> None:
@@ -326,7 +353,9 @@ def test_results_are_written_with_their_pictures(tmp_path: Path) -> None:
         raise AssertionError(f"{text} is no json")
 
     tree = json.loads(file.read_text(), parse_constant=refuse)
-    assert tree["task"] == "asked" and tree["when"] == "step-3" and tree["model"] == "runs/x" and tree["n"] == 28
+    assert (
+        tree["task"] == "asked" and tree["when"] == "step-3" and tree["model"] == "runs/x" and tree["n"] == 28
+    )
     assert tree["metrics"] == result.metrics and tree["table"] == result.table
     for number, sample in enumerate(tree["samples"]):
         assert sample["picture"] == f"asked/{number}.png"

@@ -22,11 +22,18 @@ PARTS = [
     {"part": "vision", "kind": "clip", "parameters": 10, "learning": 0, "starts from": "random"},
     {"part": "connector", "kind": "mlp", "parameters": 4, "learning": 4, "starts from": "a|b\nc"},
 ]
-RESULT = {"task": "vqa", "when": "after", "n": 70, "metrics": {"accuracy": 0.51239, "accuracy_stderr": 0.01, "chance": 0.25}}
+RESULT = {
+    "task": "vqa",
+    "when": "after",
+    "n": 70,
+    "metrics": {"accuracy": 0.51239, "accuracy_stderr": 0.01, "chance": 0.25},
+}
 
 
 def card(folder: Path, **options: Any) -> tuple[dict[str, Any], str]:
-    file = write_card(folder, title="my-vlm", loading='from vlmzoo import load\n\nload("my-vlm")\n', **options)
+    file = write_card(
+        folder, title="my-vlm", loading='from vlmzoo import load\n\nload("my-vlm")\n', **options
+    )
     assert file == folder / CARD
     start, head, body = file.read_text(encoding="utf-8").split("---\n", 2)
     assert start == ""
@@ -39,12 +46,20 @@ def block(body: str, language: str) -> str:
 
 def test_a_full_card(tmp_path: Path) -> None:
     head, body = card(tmp_path, parts=PARTS, run=RUN, results=[RESULT])
-    assert head == {"library_name": "vlmzoo", "pipeline_tag": "image-text-to-text", "tags": ["vlmzoo", "multimodal"]}
+    assert head == {
+        "library_name": "vlmzoo",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["vlmzoo", "multimodal"],
+    }
     assert body.strip().startswith("# my-vlm\n")
     compile(block(body, "python"), "card", "exec")
-    assert json.loads(block(body, "json")) == [{"stream": "talk", "kind": "scenes", "rows": "dialogue", "seed": 0}]
+    assert json.loads(block(body, "json")) == [
+        {"stream": "talk", "kind": "scenes", "rows": "dialogue", "seed": 0}
+    ]
     assert "| vision | clip | 10 | 0 | random |" in body
-    assert "| vqa | after | accuracy | 0.5124 | 70 |" in body and "| vqa | after | chance | 0.25 | 70 |" in body
+    assert (
+        "| vqa | after | accuracy | 0.5124 | 70 |" in body and "| vqa | after | chance | 0.25 | 70 |" in body
+    )
     assert "stderr" not in body
     rows = [line for line in body.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {6}  # no cell breaks its table
@@ -58,7 +73,12 @@ def test_the_config_in_a_card_trains_again(tmp_path: Path) -> None:
 
 
 def test_cards_of_little(tmp_path: Path) -> None:
-    head, body = card(tmp_path, library="transformers", pipeline="zero-shot-image-classification", results=[{**RESULT, "metrics": {}}])
+    head, body = card(
+        tmp_path,
+        library="transformers",
+        pipeline="zero-shot-image-classification",
+        results=[{**RESULT, "metrics": {}}],
+    )
     assert head["library_name"] == "transformers" and head["pipeline_tag"] == "zero-shot-image-classification"
     for section in ("## Parts", "## Scores", "## Data", "## Training config"):
         assert section not in body
@@ -75,7 +95,9 @@ def test_facts_of_a_run_folder(tmp_path: Path) -> None:
         (folder / "0.png").write_bytes(b"")
         (folder.parent / "vqa.json").write_text(json.dumps({**RESULT, "when": when}))
     facts = run_facts(tmp_path)
-    assert facts["parts"] == PARTS and facts["run"] == RUN  # read by the rules it was written by: '1e-3' stays a text
+    assert (
+        facts["parts"] == PARTS and facts["run"] == RUN
+    )  # read by the rules it was written by: '1e-3' stays a text
     assert [tree["when"] for tree in facts["results"]] == ["after", "before"]
     _, body = card(tmp_path, **facts)
     assert "| vqa | before | accuracy |" in body
@@ -92,7 +114,13 @@ class Hub:
         self.calls.append((repo_id, options))
 
     def upload_folder(
-        self, *, repo_id: str, folder_path: str, allow_patterns: list[str], ignore_patterns: list[str], commit_message: str
+        self,
+        *,
+        repo_id: str,
+        folder_path: str,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+        commit_message: str,
     ) -> Any:
         self.calls.append((repo_id, commit_message))
         root = Path(folder_path)
@@ -135,7 +163,9 @@ def test_the_patterns_mean_the_same_to_the_hubs_own_client(tmp_path: Path) -> No
 
     (tmp_path / "config.json").write_text("{}")
     assert push(tmp_path, "me/mine", api=Spy()) == "commit"
-    kept = filter_repo_objects(names, allow_patterns=seen["allow_patterns"], ignore_patterns=seen["ignore_patterns"])
+    kept = filter_repo_objects(
+        names, allow_patterns=seen["allow_patterns"], ignore_patterns=seen["ignore_patterns"]
+    )
     assert list(kept) == MODEL
 
 

@@ -307,7 +307,7 @@ def test_siglip_logits_and_loss() -> None:
 
 @pytest.mark.parametrize("layer", [-1, -2, -3])
 def test_features_are_the_numbered_hidden_states(layer: int) -> None:
-    model, processor = vision_lm(vision="clip", connector="mlp")
+    model, _ = vision_lm(vision="clip", connector="mlp")
     tower = model.vision.tower
     pixels = torch.randn(2, 3, SIDE, SIDE)
     from vlmzoo.nn.vision import VisionEncoder, vision_config

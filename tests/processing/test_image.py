@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -317,7 +318,5 @@ def test_a_lazy_picture_that_breaks_when_read() -> None:
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"P6\n", JPEG[:200]]),
 )
 def test_any_bytes_are_a_picture_or_a_row_error(tail: bytes, head: bytes) -> None:
-    try:
+    with contextlib.suppress(RowError):
         assert open_image({"bytes": head + tail}).mode == "RGB"
-    except RowError:
-        pass

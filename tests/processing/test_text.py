@@ -22,7 +22,9 @@ from vlmzoo.types import IGNORE_INDEX, RowError
 
 SIDE, TOKENS = 8, 3
 PICTURE = Image.new("RGB", (10, 6), (200, 10, 60))
-SENTENCEPIECE_DECODER = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+SENTENCEPIECE_DECODER = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+)
 
 
 def bytes_bpe() -> Any:
@@ -42,7 +44,15 @@ def sentencepiece(scheme: str) -> Any:
     """BPE over words that start with a mark; ``scheme`` says where the mark is added."""
     letters = string.ascii_letters + string.digits + string.punctuation
     merges = [("▁", letter) for letter in string.ascii_letters + ":"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *letters, *(a + b for a, b in merges)]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        *letters,
+        *(a + b for a, b in merges),
+    ]
     vocab = {token: i for i, token in enumerate(tokens)}
     inner = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
     if scheme == "prepend":
@@ -78,7 +88,9 @@ def processor_of(tokenizer: str, name: str, tokens: int = TOKENS) -> Processor:
 
 def row_of(*turns: tuple[str, str | None]) -> Any:
     """``(role, text)`` in order; None is a picture."""
-    parts = [{"role": role, "type": "image" if text is None else "text", "text": text} for role, text in turns]
+    parts = [
+        {"role": role, "type": "image" if text is None else "text", "text": text} for role, text in turns
+    ]
     return {"images": [{"image": PICTURE} for _, text in turns if text is None], "parts": parts, "id": "x"}
 
 
@@ -88,7 +100,11 @@ def messages_of(row: Any) -> list[dict[str, Any]]:
     for part in row["parts"]:
         if not found or found[-1]["role"] != part["role"]:
             found.append({"role": part["role"], "content": []})
-        item = {"type": "image", "image": PICTURE} if part["type"] == "image" else {"type": "text", "text": part["text"]}
+        item = (
+            {"type": "image", "image": PICTURE}
+            if part["type"] == "image"
+            else {"type": "text", "text": part["text"]}
+        )
         found[-1]["content"].append(item)
     return found
 
@@ -140,7 +156,11 @@ ANSWERS = [
 def test_exactly_the_answers_and_their_end_are_supervised(tokenizer: str, name: str, answer: str) -> None:
     processor = processor_of(tokenizer, name)
     row = row_of(
-        ("user", None), ("user", "What? ASSISTANT: x</s>"), ("assistant", answer), ("user", "and"), ("assistant", "b")
+        ("user", None),
+        ("user", "What? ASSISTANT: x</s>"),
+        ("assistant", answer),
+        ("user", "and"),
+        ("assistant", "b"),
     )
     ids, labels = processor.supervised(row)
     supervised = [label for label in labels if label != IGNORE_INDEX]
@@ -148,7 +168,11 @@ def test_exactly_the_answers_and_their_end_are_supervised(tokenizer: str, name: 
     assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
     found = processor.decode(supervised, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     wanted = answers_of(processor, row)
-    marked = name == "plain" and tokenizer in ("tiny", "always", "prepend")  # straight after a picture a text starts
+    marked = name == "plain" and tokenizer in (
+        "tiny",
+        "always",
+        "prepend",
+    )  # straight after a picture a text starts
     assert found == wanted or (marked and found == " " + wanted)
 
 
@@ -159,7 +183,9 @@ def test_exactly_the_answers_and_their_end_are_supervised(tokenizer: str, name: 
 )  # fmt: skip
 def test_any_text_stays_text(tokenizer: str, name: str, turns: list[tuple[str, str]]) -> None:
     processor = processor_of(tokenizer, name)
-    row = row_of(("user", None), *(pair for q, a in turns for pair in (("user", q + "<image></s>"), ("assistant", a))))
+    row = row_of(
+        ("user", None), *(pair for q, a in turns for pair in (("user", q + "<image></s>"), ("assistant", a)))
+    )
     try:
         ids, labels = processor.supervised(row)
     except UnicodeEncodeError:
@@ -220,7 +246,9 @@ def test_the_jinja_template_writes_the_same(tokenizer: str, name: str, row: Any)
     assert processor.prompts([row])["input_ids"][0].tolist() == prompt
     labels = processor.supervised(row)[1]
     assert IGNORE_INDEX not in labels[len(prompt) :]  # the last answer, and before it only earlier ones
-    assert chat.plain or labels[len(prompt) - 1] == IGNORE_INDEX  # plain drops the question between two answers
+    assert (
+        chat.plain or labels[len(prompt) - 1] == IGNORE_INDEX
+    )  # plain drops the question between two answers
 
 
 @every_tokenizer
@@ -228,7 +256,11 @@ def test_the_jinja_template_writes_the_same(tokenizer: str, name: str, row: Any)
 def test_apply_chat_template_of_the_processor_gives_our_tensors(tokenizer: str, name: str) -> None:
     processor, row = processor_of(tokenizer, name), CONVERSATIONS["pictures in two turns"]
     out = processor.apply_chat_template(
-        messages_of(row)[:-1], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        messages_of(row)[:-1],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
     )
     ours = processor.prompts([row])
     assert out["input_ids"].tolist() == ours["input_ids"].tolist()
@@ -305,7 +337,12 @@ def test_nothing_supervised_is_a_row_error(name: str) -> None:
     with pytest.raises(RowError, match="nothing to learn"):
         processor.supervised(row_of(("user", None), ("user", "what?")))
     with pytest.raises(RowError, match="within 12"):
-        processor.supervised(row_of(("user", "a long question " * 9), ("assistant", "no")) if name != "plain" else row_of(("system", "a long word " * 9), ("user", "x")), 12)
+        processor.supervised(
+            row_of(("user", "a long question " * 9), ("assistant", "no"))
+            if name != "plain"
+            else row_of(("system", "a long word " * 9), ("user", "x")),
+            12,
+        )
 
 
 def test_turn_orders_and_counts_that_cannot_be_written() -> None:
@@ -336,7 +373,12 @@ def test_pictures_flat_and_nested() -> None:
     texts = ["<image> a <image>", "no picture", "<image> b"]
     flat = processor(images=[PICTURE, other, other], text=texts)
     nested = processor(images=[[PICTURE, other], [], [other]], text=texts)
-    assert torch.equal(flat["pixel_values"], nested["pixel_values"]) and flat["pixel_values"].shape == (3, 3, SIDE, SIDE)
+    assert torch.equal(flat["pixel_values"], nested["pixel_values"]) and flat["pixel_values"].shape == (
+        3,
+        3,
+        SIDE,
+        SIDE,
+    )
     assert torch.equal(flat["input_ids"], nested["input_ids"])
     counts = (flat["input_ids"] == processor.image_token_id).sum(dim=1)
     assert counts.tolist() == [2 * TOKENS, 0, TOKENS]
@@ -384,7 +426,10 @@ def test_prompts_are_padded_on_the_left() -> None:
 def test_answers_are_what_came_after_the_prompt() -> None:
     processor = processor_of("tiny", "short")
     prompt = processor.prompts([CONVERSATIONS["one turn"], CONVERSATIONS["no picture"]])
-    said = [processor.segments.text_ids(" red circle") + [processor.tokenizer.eos_token_id], processor.segments.text_ids(" no")]
+    said = [
+        [*processor.segments.text_ids(" red circle"), processor.tokenizer.eos_token_id],
+        processor.segments.text_ids(" no"),
+    ]
     new = processor.pad(said)["input_ids"]
     assert processor.answers(prompt, torch.cat([prompt["input_ids"], new], dim=1)) == ["red circle", "no"]
 
@@ -393,7 +438,9 @@ def test_answers_are_what_came_after_the_prompt() -> None:
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 def test_saving_and_loading_changes_nothing(tokenizer: str, fit: Any, tmp_path: Path) -> None:
     stock = ImageTransform(SIDE, fit, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 2).stock()
-    own = Processor(stock, MAKERS[tokenizer](), image_tokens=TOKENS, template="vicuna_v1", max_length=20, pad_to_max=True)
+    own = Processor(
+        stock, MAKERS[tokenizer](), image_tokens=TOKENS, template="vicuna_v1", max_length=20, pad_to_max=True
+    )
     own.save_pretrained(tmp_path)
     back = Processor.from_pretrained(tmp_path)
     assert back.transform == own.transform and back.chat_template == own.chat_template
@@ -410,7 +457,10 @@ def test_texts_of_a_dual_encoder_keep_their_end() -> None:
     stock = ImageTransform(SIDE, "crop", (0.5,) * 3, (0.5,) * 3).stock()
     processor = Processor(stock, MAKERS["tiny"](), max_length=6)
     tokenizer = processor.tokenizer
-    long, short = processor.caption_ids("a red circle and a very long blue square"), processor.caption_ids("red")
+    long, short = (
+        processor.caption_ids("a red circle and a very long blue square"),
+        processor.caption_ids("red"),
+    )
     assert len(long) == 6 and len(short) < 6
     for ids in (long, short):
         assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id

@@ -87,7 +87,7 @@ def test_llava_stage_1_config(tmp_path: Path, start: dict[str, str]) -> None:
 @pytest.mark.parametrize("micro", [1, 2])
 def test_llava_stage_2_config_with_uneven_tokens(tmp_path: Path, start: dict[str, str], micro: int) -> None:
     model = f"model.from={start['llava-tiny']}"
-    compare(tmp_path, "configs/llava/tiny.yaml", model, "streams.dialogues.batch_size=7", micro=micro)
+    compare(tmp_path, "configs/llava/tiny.yaml", model, "streams.questions.batch_size=7", micro=micro)
 
 
 def test_one_rank_without_pictures(tmp_path: Path, start: dict[str, str]) -> None:
@@ -99,11 +99,11 @@ def test_one_rank_without_pictures(tmp_path: Path, start: dict[str, str]) -> Non
     pictured = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "red"}]
     records = [{"id": 1, "conversations": turns}, {"id": "2", "image": "red.png", "conversations": pictured}]
     (tmp_path / "mine.json").write_text(json.dumps(records))
-    data = f"streams.dialogues.data={{kind: llava, path: {tmp_path / 'mine.json'}}}"
+    data = f"streams.questions.data={{kind: llava, path: {tmp_path / 'mine.json'}}}"
     for learn in ("{connector: 1e-3, language: 1e-3}", "{vision: 1e-3, connector: 1e-3}"):
         compare(
             tmp_path, "configs/llava/tiny.yaml", f"model.from={start['llava-tiny']}", data,
-            "streams.dialogues.batch_size=2", f"learn={learn}",
+            "streams.questions.batch_size=2", f"learn={learn}",
         )  # fmt: skip
 
 

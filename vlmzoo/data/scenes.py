@@ -55,6 +55,8 @@ Row = dict[str, Any]
 
 ROWS = ("captions", "vqa", "dialogue", "labels")
 PICTURES = ("drawn", "blank", "swapped")
+DETAILS = ("any", "full")
+FULL = 2  # the last captions of every scene are its full ones
 
 
 class Scenes:
@@ -76,6 +78,8 @@ class Scenes:
         pictures: "drawn", or a control with the same words: "blank" (even grey) or "swapped" (the picture of
             another row).
         turns: the most questions in one conversation.
+        detail: which caption "captions" rows show: "any" of the variants, or a "full" one that names size, colour,
+            shape and place of every object.
         format_prompt: whether the (first) question is followed by the request for a short answer.
 
     Raises:
@@ -95,11 +99,16 @@ class Scenes:
         pictures: str = "drawn",
         turns: int = 8,
         format_prompt: bool = False,
+        detail: str = "any",
     ) -> None:
         objects = (1, 1) if rows == "labels" else (objects[0], objects[-1])
         check_split(split)
         check_layout(objects, grid)
-        for what, value, known in (("rows", rows, ROWS), ("pictures", pictures, PICTURES)):
+        for what, value, known in (
+            ("rows", rows, ROWS),
+            ("pictures", pictures, PICTURES),
+            ("detail", detail, DETAILS),
+        ):
             if value not in known:
                 raise ValueError(f"unknown {what} '{value}': {nearest(value, known)}")
         least = 2 if pictures == "swapped" else 1
@@ -108,7 +117,7 @@ class Scenes:
                 raise ValueError(f"{what} is {number}; it is at least {low}")
         self.split, self.rows, self.pictures = split, rows, pictures
         self.length, self.seed, self.size, self.turns = length, seed, size, turns
-        self.objects, self.grid, self.format_prompt = objects, grid, format_prompt
+        self.objects, self.grid, self.format_prompt, self.detail = objects, grid, format_prompt, detail
         # A lone object has no relation to another: such scenes are asked everything else.
         self.kinds = KINDS if objects[1] > 1 else tuple(kind for kind in KINDS if kind != "relation")
 
@@ -151,7 +160,11 @@ class Scenes:
         return draw(shown, self.size)
 
     def _captions(self, index: int, shown: Scene) -> Row:
-        text = caption(shown, 0)
+        text = (
+            pick(keyed(shown.key, "full"), captions(shown)[-FULL:])
+            if self.detail == "full"
+            else caption(shown, 0)
+        )
         return {
             "parts": [_image("text"), _text("text", text)],
             "truth": {"caption": text, "captions": captions(shown)},

@@ -105,6 +105,7 @@ class ScenesConfig(Config):
     pictures: str = "drawn"
     turns: int = 8
     format_prompt: bool = False
+    detail: str = "any"
 
     def open(self) -> Source:
         """The source.

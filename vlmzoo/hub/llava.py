@@ -24,6 +24,7 @@ from vlmzoo.hub.table import Rule, check_fit, converted
 from vlmzoo.models.base import read_weights
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.connectors.mlp import MlpConfig
+from vlmzoo.nn.vision import EXTRAS
 from vlmzoo.processing.processor import IMAGE, Processor
 from vlmzoo.processing.text import TEMPLATES, template
 
@@ -92,7 +93,7 @@ def export(model: VisionLM, processor: Processor, folder: str | Path) -> Path:
 def stock_config(model: VisionLM) -> LlavaConfig:
     """The LlavaConfig that describes a VisionLM."""
     own = model.config
-    drop = ("kind", "feature_layer", "cls", "dtype")
+    drop = ("kind", "dtype", *EXTRAS)
     vision = {key: value for key, value in own.vision.to_dict().items() if key not in drop}
     language = {key: value for key, value in own.language.to_dict().items() if key not in drop}
     return LlavaConfig(
@@ -138,6 +139,7 @@ def read(folder: str | Path) -> tuple[VisionLM, Processor]:
     stock = LlavaConfig.from_dict(tree)
     vision, language = stock.vision_config, stock.text_config
     vision.kind, vision.feature_layer = "clip", stock.vision_feature_layer
+    vision.position_std = None
     vision.cls = "drop" if stock.vision_feature_select_strategy == "default" else "keep"
     connector = MlpConfig().model_dump()
     config = VisionLMConfig(

@@ -18,7 +18,7 @@ from transformers.configuration_utils import SubConfigSpec
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import clip_vision, tiny_vision
 from vlmzoo.nn.text import TextEncoder
-from vlmzoo.nn.vision import VisionEncoder
+from vlmzoo.nn.vision import EXTRAS, VisionEncoder
 from vlmzoo.types import Batch
 
 
@@ -48,7 +48,7 @@ class DualEncoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for tower, extras in (
-            (self.vision, {"feature_layer": None, "cls": "drop", "kind": "clip"}),
+            (self.vision, {**EXTRAS, "kind": "clip"}),
             (self.text, {"kind": "clip"}),
         ):
             for name, default in extras.items():

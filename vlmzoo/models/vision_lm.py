@@ -23,7 +23,7 @@ from vlmzoo.config import ConfigError, read_part
 from vlmzoo.models.base import ZooModel
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.connectors.gated_cross_attention import Gaze
-from vlmzoo.nn.vision import VisionEncoder
+from vlmzoo.nn.vision import EXTRAS, VisionEncoder
 from vlmzoo.types import IGNORE_INDEX, Batch, full
 
 
@@ -58,7 +58,7 @@ class VisionLMConfig(PreTrainedConfig):
                 f"{name}s", getattr(self, name) or {"connector": "mlp", "fusion": "splice"}[name]
             )
             setattr(self, name, part.model_dump())
-        for name, default in (("feature_layer", None), ("cls", "drop"), ("kind", "clip")):
+        for name, default in {**EXTRAS, "kind": "clip"}.items():
             if not hasattr(self.vision, name):
                 setattr(self.vision, name, default)
 
@@ -399,15 +399,16 @@ def tiny_vision(**changes: Any) -> dict[str, Any]:
     """The tower of ``clip-tiny``: stock CLIP shape, 32 px, patch 8."""
     return {
         "kind": "clip", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "image_size": 32, "patch_size": 16, "projection_dim": 64, "hidden_act": "gelu", **changes,
+        "image_size": 32, "patch_size": 16, "projection_dim": 64, "hidden_act": "gelu", "position_std": 1.0, **changes,
     }  # fmt: skip
 
 
 def tiny_language(**changes: Any) -> dict[str, Any]:
-    """A Llama of 128 x 4 over the tiny tokenizer's 512 ids."""
+    """A Llama of 96 x 3 over the tiny tokenizer's 512 ids, 0.4 M parameters."""
     return {
-        "kind": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512, "max_position_embeddings": 512,
+        "kind": "llama", "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 512,
+        "max_position_embeddings": 512, "tie_word_embeddings": True,
         "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0, **changes,
     }  # fmt: skip
 

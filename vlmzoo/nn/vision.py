@@ -22,7 +22,7 @@ CLIP = TowerKind("CLIPVisionConfig", ("CLIPConfig", "vision_config"), leading=1)
 SIGLIP = TowerKind("SiglipVisionConfig", ("SiglipConfig", "vision_config"), leading=0)
 VIT = TowerKind("ViTConfig", leading=1)
 DINOV2 = TowerKind("Dinov2Config", leading=1)
-EXTRAS: dict[str, Any] = {"feature_layer": None, "cls": "drop"}
+EXTRAS: dict[str, Any] = {"feature_layer": None, "cls": "drop", "position_std": None}
 
 
 def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
@@ -32,7 +32,9 @@ def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfi
         tree: ``kind`` (a name of the ``visions`` table), sizes by transformers' names, and the zoo's own
             ``feature_layer`` (None: the tower's last hidden state as transformers gives it, after its norm if it has
             one; -1, -2, ...: counted from the last layer, before any norm, layers above it not run) and
-            ``cls`` (``drop``, ``keep`` or ``only`` the CLS token).
+            ``cls`` (``drop``, ``keep`` or ``only`` the CLS token), ``position_std`` (start of the position embeddings;
+            None leaves it to transformers, whose 0.02 is so far below the patches' that a small tower trained from
+            nothing never writes places into its tokens).
 
     Raises:
         ConfigError: with the path of the field and the nearest valid thing.
@@ -80,6 +82,12 @@ class VisionEncoder(Component):
         super().__init__()
         self.config = config
         self.tower = tower_of(config)
+        if (
+            config.position_std is not None
+        ):  # now: transformers leaves a tower alone that it has initialised once
+            for name, parameter in self.tower.named_parameters():
+                if "position_embedding" in name:
+                    nn.init.normal_(parameter, std=config.position_std)
         self.last: nn.Module | None = None
         if config.feature_layer is not None:
             owner, name, layers = layer_stack(self.tower, config.num_hidden_layers)

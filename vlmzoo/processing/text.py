@@ -192,7 +192,8 @@ class SegmentTokenizer:
         self.controls = {str(token): number for number, token in added.items() if token.special}
         longest_first = sorted(self.controls, key=len, reverse=True)
         self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self._cache: dict[str, list[int]] = {}
+        self._cache: dict[tuple[str, str], list[int]] = {}  # (character before or "", text) to ids
+        self._own: dict[str, list[str]] = {}  # the template's words to texts and control tokens in turn
         self._marks_start = self._ids("a") != self._after(ANCHOR, "a")
         mark = next(iter(self.controls), "")
         whole = tokenizer(mark + "a", add_special_tokens=False)["input_ids"]
@@ -206,17 +207,17 @@ class SegmentTokenizer:
         Args:
             before: the text that these words go on from, "" after a picture or a control token, None at the start.
         """
-        if before is None or not self._marks_start or (not before and self._marks_sections):
-            return self._ids(text)
-        return self._after(before[-1:] or ANCHOR, text)
+        starts = before is None or not self._marks_start or (not before and self._marks_sections)
+        key = ("" if starts else before[-1:] or ANCHOR, text)  # type: ignore[index]
+        ids = self._cache.get(key)
+        if ids is None:
+            ids = self._after(*key) if key[0] else self._ids(text)
+            if len(self._cache) < self.CACHE:
+                self._cache[key] = ids
+        return ids
 
     def _ids(self, text: str) -> list[int]:
-        ids = self._cache.get(text)
-        if ids is None:
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            if len(self._cache) < self.CACHE:
-                self._cache[text] = ids
-        return ids
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _after(self, anchor: str, text: str) -> list[int]:
         base, both = self._ids(anchor), self._ids(anchor + text)
@@ -267,9 +268,13 @@ class SegmentTokenizer:
         """
         runs = [""]  # texts and control tokens in turn
         for segment in members:
-            first, *rest = self._control.split(segment.text) if segment.own else [segment.text]
-            runs[-1] += first
-            runs += rest
+            pieces = [segment.text]
+            if segment.own:
+                if segment.text not in self._own:
+                    self._own[segment.text] = self._control.split(segment.text)
+                pieces = self._own[segment.text]
+            runs[-1] += pieces[0]
+            runs += pieces[1:]
         ids: list[int] = []
         for number, run in enumerate(runs):
             if number % 2:

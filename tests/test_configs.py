@@ -1,0 +1,59 @@
+"""Every shipped config is read, and names only what exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlmzoo.compose import configure, resolve
+from vlmzoo.config import ConfigError
+from vlmzoo.run import read_run
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config_reads(path: Path) -> None:
+    run = read_run(path)
+    assert run.out.startswith("runs/")
+    if "from" not in run.model:
+        tree = dict(run.model)
+        if isinstance(tree.get("vision"), dict):
+            tree.pop("vision")  # a folder that an earlier run makes
+        configure(resolve(tree))
+    for stream in run.streams.values():
+        data = stream.data.open() if stream.data.kind == "scenes" else None
+        assert data is None or len(data)
+    assert read_run(path, ["optim.steps=3"]).optim.steps == 3
+
+
+def test_two_lines_of_a_config_change_the_data() -> None:
+    run = read_run(
+        ROOT / "configs/llava/tiny.yaml", ["streams.questions.data={kind: llava, path: a.json, images: pics}"]
+    )
+    assert run.streams["questions"].data.images == "pics"
+    with pytest.raises(ConfigError, match=r"no folder 'pics'|no file 'a\.json'"):
+        run.streams["questions"].data.open()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optim.step=3", r"optim\.step: unknown key; did you mean 'steps'"),
+        (
+            "streams.questions.objective.kind=langage",
+            r"streams\.dialogues\.objective\.kind: .*did you mean 'language'",
+        ),
+        ("streams.questions.data.split_=x", r"streams\.dialogues\.data\.split_: unknown key"),
+        ("learn.connector=true", r"learn\.connector"),
+        ("learn.connector=-1", r"learn\.connector.*greater than 0"),
+        ("trainer.schedule=robin", r"trainer\.schedule"),
+        ("evaluate.tasks.vqa.data.kind=scene", r"evaluate\.tasks\.vqa\.data\.kind: .*did you mean 'scenes'"),
+        ("nothing", "an override is written path=value"),
+    ],
+)
+def test_mistakes_name_their_path(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_run(ROOT / "configs/llava/tiny.yaml", [change])
