@@ -247,9 +247,6 @@ def test_parts_that_do_not_fit_are_told_without_a_traceback(
     assert message in text, text
 
 
-@pytest.mark.xfail(
-    strict=True, reason="run.train takes the folder before it has built the model and the streams"
-)
 @pytest.mark.parametrize(
     "sections", [{"model": {"preset": "llava-tyni"}}, {"learn": {"conector": 1e-3}}, {"streams": CONTRASTIVE}]
 )
@@ -261,9 +258,6 @@ def test_a_run_that_cannot_start_leaves_nothing(
     assert not (file.parent / "out").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="run.train removes the old run before it has built the model and the streams"
-)
 def test_starting_over_with_a_mistake_keeps_the_old_run(edited: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "out" / "checkpoints").mkdir(parents=True)
     (tmp_path / "out" / "checkpoints" / "mine").write_text("weights")
@@ -271,9 +265,6 @@ def test_starting_over_with_a_mistake_keeps_the_old_run(edited: Callable[..., Pa
     assert (tmp_path / "out" / "checkpoints" / "mine").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="run.train learns of a task that cannot run only when the training is over"
-)
 @pytest.mark.parametrize("task", [
     {"kind": "retrieval", "data": {"kind": "scenes", "length": 4, "size": SIDE}},
     {"kind": "vqa", "data": {"kind": "llava", "path": "no-such.json"}},

@@ -41,17 +41,24 @@ class SceneLayout(str, Enum):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; the user's own mistakes end in one line and exit code 2, not in a traceback."""
+    """Run a command; a mistake of the user's ends in one line and exit code 2, a run that cannot go on in 1."""
     try:
         app(arguments, prog_name="vlmzoo")
     except Exception as error:
-        if not _is_mistake(error):
+        stopped = _is_stopped_run(error)
+        if not (stopped or _is_mistake(error)):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if "\nOriginal Traceback" in text:  # a data process's error; the last line is the error itself
             text = text.strip().splitlines()[-1].partition(": ")[2]
         print(f"vlmzoo: {text}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if stopped else 2) from None
+
+
+def _is_stopped_run(error: Exception) -> bool:
+    """Whether a run said itself why it cannot go on."""
+    types = sys.modules.get("vlmzoo.types")
+    return types is not None and isinstance(error, types.RunError)
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -256,7 +256,7 @@ def tokenizer_of(source: str | Path) -> Any:
             f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"
         ) from None
     if IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": IMAGE}})
+        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
     return tokenizer
 
 
@@ -276,7 +276,7 @@ def processor_for(
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    template(template_name)
+    chosen = template(template_name)
     tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     siglip = model.config.vision.kind == "siglip"
     fit = image_fit or ("squash" if siglip else "crop")
@@ -290,6 +290,11 @@ def processor_for(
         length = model.config.text.max_position_embeddings
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=model.config.text.kind == "siglip"
+        )
+    absent = [word for word in chosen.controls if word not in tokenizer.get_vocab()]
+    if absent:
+        raise ConfigError(
+            f"template: {template_name} needs {absent[0]} as a token, which this tokenizer lacks"
         )
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlmzoo.types import RunError
+
 
 def active() -> bool:
     """Whether several processes work together."""
@@ -40,7 +42,7 @@ def start() -> None:
     """Join the group of processes that the launcher started, if it started several.
 
     Raises:
-        RuntimeError: see :func:`check_launch`.
+        RunError: see :func:`check_launch`.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -51,20 +53,20 @@ def start() -> None:
     check_launch()
 
 
-def check_launch(joined: int | None = None) -> None:
+def check_launch(accelerator: Any = None) -> None:
     """Refuse a launch whose processes do not know of each other.
 
     Args:
-        joined: how many processes the trainer's accelerator counts; those of the process group by default.
+        accelerator: also asked how many processes it counts.
 
     Raises:
-        RuntimeError: the launcher announced more processes than joined the group, so each would train alone and
+        RunError: the launcher announced more processes than joined the group, so each would train alone and
             write into the same folder.
     """
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    joined = world_size() if joined is None else joined
+    joined = world_size() if accelerator is None else accelerator.num_processes
     if wanted != joined:
-        raise RuntimeError(
+        raise RunError(
             f"the launcher started {wanted} processes but {joined} joined: each would train alone. "
             "On CPU use: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N -m vlmzoo.train ..."
         )

@@ -18,6 +18,7 @@ from vlmzoo.config import Config, ConfigError, dump_yaml, load_yaml, located, ov
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
+from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.hub import llava
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
@@ -121,7 +122,8 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     source = tree.pop("from", None)
     if source is None:
         options = config.processor or ProcessorOptions()
-        model = build(resolve(tree), pretrained=bool(tree.pop("pretrained", False)))
+        pretrained = bool(tree.pop("pretrained", False))
+        model = build(resolve(tree), pretrained=pretrained)
         return model, processor_for(
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit
         )
@@ -168,8 +170,6 @@ def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> di
             )
         source = options.data.open()
         objective = _built(options.objective, model, f"streams.{name}")
-        if distributed.is_main():
-            append_quarantine(quarantine, source.rejected, name)
         data = MicroBatches(
             source, collate_of(options, name, objective, model, processor), Order(config.seed, name, len(source)),
             options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.cache,
@@ -188,7 +188,8 @@ def _built(options: Any, model: ZooModel, where: str) -> Any:
 def evaluate(
     model: ZooModel, processor: Processor, tasks: dict[str, Any], when: str, out: Path | None
 ) -> dict[str, Result]:
-    """Run tasks; results are written under ``out`` by the main process."""
+    """Run tasks; results are written under ``out`` by the main process. All are checked before the first runs."""
+    check_tasks(model, tasks)
     found = {}
     for name, options in tasks.items():
         found[name] = options.build(name).run(model, processor)
@@ -214,17 +215,20 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
         torch.set_num_threads(config.trainer.threads)
     out = Path(config.out)
     tree = config.model_dump(mode="json")
-    _take_folder(out, tree, fresh)
+    if not fresh:
+        _refuse_another_run(out, tree)
     torch.manual_seed(config.seed)
     model, processor = starting_model(config)
     if config.trainer.activation_checkpointing:
         model.checkpoint_activations()
     streams = make_streams(config, model, processor)
+    check_tasks(model, config.evaluate.tasks)
     trainer = Trainer(
         model, streams, config.learn, config.optim, config.trainer, out, seed=config.seed, facts={"run": tree},
         evaluate=lambda step: _numbers(evaluate(model, processor, config.evaluate.tasks, f"step-{step}", out)),
         evaluate_every=config.evaluate.every,
     )  # fmt: skip
+    _take_folder(out, tree, fresh, streams)  # only now: whatever was wrong has left no trace
     if distributed.is_main():
         log.info("\n" + model.table())
         (out / "parts.json").write_text(json.dumps(model.part_table(), indent=1), encoding="utf-8")
@@ -237,23 +241,27 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     return line
 
 
-def _take_folder(out: Path, tree: dict[str, Any], fresh: bool) -> None:
-    """Make the run's folder, or refuse one that holds another run's checkpoints."""
+def _refuse_another_run(out: Path, tree: dict[str, Any]) -> None:
+    """Raises ConfigError if the folder holds checkpoints of a run with another config."""
+    if (out / "run.yaml").is_file() and newest(out / "checkpoints") is not None:
+        changes = differences(load_yaml(out / "run.yaml"), tree)
+        if changes:
+            raise ConfigError(
+                f"out: {out} holds checkpoints of a run with another config ({'; '.join(changes[:5])}); "
+                "name another folder with out=..., or start over with --fresh"
+            )
+
+
+def _take_folder(out: Path, tree: dict[str, Any], fresh: bool, streams: dict[str, Stream]) -> None:
+    """Make the run's folder and write what is known before the first step."""
     if distributed.is_main():
-        file = out / "run.yaml"
-        if fresh:
-            for name in ("checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml"):
-                path = out / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        elif file.is_file() and newest(out / "checkpoints") is not None:
-            changes = differences(load_yaml(file), tree)
-            if changes:
-                raise ConfigError(
-                    f"out: {out} holds checkpoints of a run with another config ({'; '.join(changes[:5])}); "
-                    "name another folder with out=..., or start over with --fresh"
-                )
+        for name in ("checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml") if fresh else ():
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(dump_yaml(tree), encoding="utf-8")
+        (out / "run.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+        for name, stream in streams.items():
+            append_quarantine(out / "quarantine.jsonl", stream.data.source.rejected, name)
     distributed.barrier()
 
 
@@ -291,7 +299,8 @@ def _finish(out: Path, model: ZooModel, processor: Processor) -> None:
         model.save_pretrained(out)
         processor.save_pretrained(out)
         loading = f'from vlmzoo import load\n\nmodel, processor = load("{out.name}")'
-        write_card(out, title=out.name, loading=loading, **run_facts(out))
+        task = "image-text-to-text" if isinstance(model, VisionLM) else "zero-shot-image-classification"
+        write_card(out, title=out.name, loading=loading, pipeline=task, **run_facts(out))
         bad = read_quarantine(out / "quarantine.jsonl")
         if bad:
             log.warning(f"{len(bad)} rows could not be used; they are listed in {out / 'quarantine.jsonl'}")

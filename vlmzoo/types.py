@@ -42,6 +42,10 @@ class VerbError(TypeError):
     """A model was asked for a verb that it does not offer."""
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on (launch, freeze contract, non-finite steps); the message says why."""
+
+
 class RowError(ValueError):
     """A row that cannot be used, with the reason; the data mixer quarantines it instead of stopping the run."""
 

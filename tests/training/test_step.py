@@ -195,7 +195,7 @@ def test_schedule(schedule: Any, end: float, last: float) -> None:
     factors = [rate_factor(step, options) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == pytest.approx(1.0)
     assert factors[100] == pytest.approx(last, abs=1e-9)
-    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(factors))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(factors[10:]))
     share = OptimOptions(steps=100, warmup=0.1)
     assert [rate_factor(s, share) for s in range(10)] == pytest.approx(factors[:10])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,17 @@ class TaskConfig(Config):
     limit: PositiveInt | None = None
     batch_size: PositiveInt = 64
     samples: NonNegativeInt = 12
+
+
+def check_tasks(model: Any, tasks: Mapping[str, TaskConfig]) -> None:
+    """Refuse now what could not run later: a verb that the model lacks, data that cannot be opened.
+
+    Raises:
+        VerbError, ConfigError: naming the task.
+    """
+    for name, options in tasks.items():
+        require_verb(model, options.build(name).verb, f"task {name!r}")  # type: ignore[attr-defined]
+        options.data.open()
 
 
 def device_of(model: Any) -> torch.device:

@@ -54,6 +54,12 @@ class Template:
     end: Literal["eos", "none"] = "eos"
     plain: bool = False
 
+    @property
+    def controls(self) -> list[str]:
+        """Control tokens in the template's own words, which a tokenizer must know as tokens."""
+        words = "".join((self.system, *self.user, self.open, *self.answer))
+        return sorted(set(re.findall(r"<\|\w+\|>", words)))
+
     def segments(self, parts: Sequence[Part], prompt: bool = False) -> list[Segment]:
         """The segments of a row's parts, the begin token first.
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlmzoo.types import RunError
+
 
 @dataclass(frozen=True)
 class ContractReport:
@@ -50,23 +52,21 @@ class FreezeContract:
         """Compare with the start.
 
         Raises:
-            RuntimeError: a part told to learn did not move at all, or a frozen parameter moved.
+            RunError: a part told to learn did not move at all, or a frozen parameter moved.
         """
         moved_frozen = [
             name for name, (version, before) in self.frozen.items()
             if self.parameters[name]._version != version and _print(self.parameters[name]) != before
         ]  # fmt: skip
         if moved_frozen:
-            raise RuntimeError(f"frozen parameters moved: {', '.join(moved_frozen[:5])}")
+            raise RunError(f"frozen parameters moved: {', '.join(moved_frozen[:5])}")
         moved = {name for name, before in self.learning.items() if _print(self.parameters[name]) != before}
         learning = {
             key: (sum(name in moved for name in names), len(names)) for key, names in self.found.items()
         }
         still = [key for key, (count, total) in learning.items() if total and not count]
         if still:
-            raise RuntimeError(
-                f"told to learn but did not move: {', '.join(still)} (no gradient reaches them)"
-            )
+            raise RunError(f"told to learn but did not move: {', '.join(still)} (no gradient reaches them)")
         return ContractReport(learning, sorted(self.learning.keys() - self.touched), len(self.frozen))
 
 

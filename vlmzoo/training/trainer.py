@@ -28,7 +28,7 @@ from vlmzoo.training.contract import ContractReport, FreezeContract
 from vlmzoo.training.optim import apply_learn, make_optimizer, optimizer_groups, set_rates
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions
 from vlmzoo.training.step import Factors, Step, Stream, cached_pulls, factors_of, global_counts
-from vlmzoo.types import AcrossBatch, Batch, move
+from vlmzoo.types import AcrossBatch, Batch, RunError, move
 
 log = logging.getLogger(__name__)
 REQUEUE = 75  # exit code of a run that was told to stop and can go on from its checkpoint (EX_TEMPFAIL)
@@ -55,7 +55,7 @@ class Trainer:
 
     Raises:
         ConfigError: ``learn`` names nothing. TypeError: an objective wants a verb that the model lacks.
-        RuntimeError: the launcher started processes that do not know of each other.
+        RunError: the launcher started processes that do not know of each other.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Trainer:
             project_dir=str(self.out),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
-        distributed.check_launch(self.accelerator.num_processes)
+        distributed.check_launch(self.accelerator)
         self.streams = dict(streams)
         found = apply_learn(model, learn)
         if options.precision == "bf16" and hasattr(model, "plan_dtypes"):
@@ -108,7 +108,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGTERM came; a checkpoint was saved.
-            RuntimeError: too many non-finite steps in a row, or the freeze contract is broken.
+            RunError: too many non-finite steps in a row, or the freeze contract is broken.
         """
         start = self._resume() if resume else 0
         if start == 0:
@@ -243,7 +243,7 @@ class Trainer:
             f"step {step + 1}: not finite ({', '.join(blame)}), skipped ({self.bad_in_a_row} in a row)"
         )
         if self.bad_in_a_row >= self.options.max_bad_steps:
-            raise RuntimeError(
+            raise RunError(
                 f"{self.bad_in_a_row} steps in a row were not finite, the last at step {step + 1} ({', '.join(blame)}); "
                 "nothing of them was applied or saved"
             )
@@ -307,7 +307,7 @@ class Trainer:
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         if unexpected or set(missing) - tied:
-            raise RuntimeError(
+            raise RunError(
                 f"{folder} is of another model: {sorted({*unexpected, *(set(missing) - tied)})[:5]}"
             )
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
