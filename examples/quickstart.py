@@ -20,8 +20,8 @@ from typing import Any
 from vlmzoo.evaluate.report import RunPage, Table, write_report
 
 OUT = Path("runs/quickstart")
-CLIP, STAGE_1, LLAVA, BLIND, EXPORT = (
-    OUT / name for name in ("clip", "llava-stage1", "llava", "llava-text-only", "llava-hf")
+CLIP, STAGE_0, STAGE_1, LLAVA, BLIND, EXPORT = (
+    OUT / name for name in ("clip", "llava-stage0", "llava-stage1", "llava", "llava-text-only", "llava-hf")
 )
 SCRATCH = os.environ.get("FROM_SCRATCH", "0") not in ("", "0")
 EXTRA = shlex.split(os.environ.get("QUICKSTART_OVERRIDES", ""))  # for the tests: fewer steps
@@ -83,10 +83,12 @@ def encoder() -> str:
 
 
 def llava(vision: str) -> None:
-    """Stage 1 (connector), then stage 2 beside its control without pictures, one process each."""
-    run(train("configs/llava/tiny_stage1.yaml", f"model.vision.from={vision}", f"out={STAGE_1}"))
+    """Stage 0 (the language model learns to speak), 1 (connector), then 2 beside its control, one process each."""
+    run(train("configs/llava/tiny_stage0.yaml", f"model.vision.from={vision}", f"out={STAGE_0}"))
+    run(train("configs/llava/tiny_stage1.yaml", f"model.from={STAGE_0}", f"out={STAGE_1}"))
     blind = train(
         "configs/llava/tiny.yaml", f"model.from={STAGE_1}", f"out={BLIND}", "streams.questions.data.pictures=blank",
+        "streams.captions.data.pictures=blank",
         "evaluate.tasks.vqa.data.pictures=blank", "evaluate.tasks.vqa.swap=false", "evaluate.before=false",
     )  # fmt: skip
     BLIND.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,7 @@ def main() -> None:
     llava(encoder())
     found = [*tables(), export()]
     steps = [
-        f'vlmzoo generate {LLAVA} {OUT}/pictures/images/000000.png "How many shapes are there?"',
+        f'vlmzoo generate {LLAVA} {sorted((OUT / "pictures" / "images").iterdir())[0]} "How many shapes are there?"',
         "vlmzoo list connectors",
         "accelerate launch -m vlmzoo.train configs/llava/tiny.yaml model.from=runs/quickstart/llava-stage1 optim.steps=2000 out=runs/longer",
     ]
@@ -190,8 +192,9 @@ def main() -> None:
             CLIP,
             "Contrastive, from nothing." if SCRATCH else "Shipped with the package, evaluated here.",
         ),
+        RunPage("LLaVA, stage 0", STAGE_0, "A language model from nothing learns to speak, from captions."),
         RunPage("LLaVA, stage 1", STAGE_1, "Only the connector learns, from captions."),
-        RunPage("LLaVA, stage 2", LLAVA, "Connector and language model learn from conversations."),
+        RunPage("LLaVA, stage 2", LLAVA, "Connector and language model learn from questions."),
         RunPage("Text-only control", BLIND, "The same model, rows and steps; every picture is even grey."),
     ]
     minutes = (time.time() - start) / 60

@@ -76,18 +76,31 @@ def start(tmp_path_factory: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("micro", [1, 2])
 def test_contrastive_config(tmp_path: Path, micro: int) -> None:
-    compare(tmp_path, "configs/clip/tiny.yaml", "streams.captions.batch_size=9", micro=micro)
+    compare(
+        tmp_path,
+        "configs/clip/tiny.yaml",
+        "streams.singles.batch_size=9",
+        "streams.scenes.batch_size=5",
+        micro=micro,
+    )
 
 
 def test_llava_stage_1_config(tmp_path: Path, start: dict[str, str]) -> None:
-    vision = f"model.vision.from={start['clip-tiny']}"
-    compare(tmp_path, "configs/llava/tiny_stage1.yaml", vision, "streams.captions.batch_size=7")
+    model = f"model.from={start['llava-tiny']}"
+    compare(tmp_path, "configs/llava/tiny_stage1.yaml", model, "streams.captions.batch_size=7")
 
 
 @pytest.mark.parametrize("micro", [1, 2])
 def test_llava_stage_2_config_with_uneven_tokens(tmp_path: Path, start: dict[str, str], micro: int) -> None:
     model = f"model.from={start['llava-tiny']}"
-    compare(tmp_path, "configs/llava/tiny.yaml", model, "streams.questions.batch_size=7", micro=micro)
+    compare(
+        tmp_path,
+        "configs/llava/tiny.yaml",
+        model,
+        "streams.questions.batch_size=7",
+        "streams.captions.batch_size=5",
+        micro=micro,
+    )
 
 
 def test_one_rank_without_pictures(tmp_path: Path, start: dict[str, str]) -> None:
@@ -103,14 +116,15 @@ def test_one_rank_without_pictures(tmp_path: Path, start: dict[str, str]) -> Non
     for learn in ("{connector: 1e-3, language: 1e-3}", "{vision: 1e-3, connector: 1e-3}"):
         compare(
             tmp_path, "configs/llava/tiny.yaml", f"model.from={start['llava-tiny']}", data,
-            "streams.questions.batch_size=2", f"learn={learn}",
+            "streams.questions.batch_size=2", f"learn={learn}", "streams.captions.data={kind: llava, path: "
+            f"{tmp_path / 'mine.json'}}}", "streams.captions.template=short", "streams.captions.batch_size=2",
         )  # fmt: skip
 
 
 def test_accelerate_launch_trains_on_two_processes(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "vlmzoo.train",
-        "configs/clip/tiny.yaml", f"out={tmp_path / 'run'}", "optim.steps=4", "streams.captions.batch_size=8",
+        "configs/clip/tiny.yaml", f"out={tmp_path / 'run'}", "optim.steps=4", "streams.singles.batch_size=8", "streams.scenes.batch_size=8",
         "trainer.save_every=2", "evaluate.after=false",
     ]  # fmt: skip
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240)
