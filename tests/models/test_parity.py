@@ -305,8 +305,8 @@ def test_siglip_logits_and_loss() -> None:
     assert relative(term.sum.detach() / term.count, stock(**inputs, return_loss=True).loss.detach()) < 1e-6
 
 
-@pytest.mark.parametrize("layer", [-1, -2, -3])
-def test_features_are_the_numbered_hidden_states(layer: int) -> None:
+@pytest.mark.parametrize("layer", [-1, -2, -3, [-2], [-4, -2], [-3, -1]])
+def test_features_are_the_numbered_hidden_states(layer: Any) -> None:
     model, _ = vision_lm(vision="clip", connector="mlp")
     tower = model.vision.tower
     pixels = torch.randn(2, 3, SIDE, SIDE)
@@ -317,9 +317,11 @@ def test_features_are_the_numbered_hidden_states(layer: int) -> None:
     whole = type(tower)(encoder.config)
     whole.load_state_dict(tower.state_dict())
     states = whole.eval()(pixel_values=pixels, output_hidden_states=True).hidden_states
-    assert torch.equal(encoder.eval()(pixels), states[layer][:, 1:])
+    several = layer if isinstance(layer, list) else [layer]
+    assert torch.equal(encoder.eval()(pixels), torch.cat([states[one][:, 1:] for one in several], dim=-1))
+    assert encoder.dim == WIDTH * len(several)
     with torch.no_grad():
         for parameter in encoder.tower.encoder.layers[-1].parameters():
             parameter.fill_(float("nan"))  # a layer above the chosen one is not run
-    assert torch.isfinite(encoder(pixels)).all() == (layer < -1)
+    assert torch.isfinite(encoder(pixels)).all() == (max(several) < -1)
     assert encoder.num_tokens == (SIDE // PATCH) ** 2

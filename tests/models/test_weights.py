@@ -156,7 +156,7 @@ def test_resizing_the_vocabulary_is_saved(tmp_path: Path) -> None:
         (("lava-tiny", {}), "did you mean 'llava-tiny'"),
         (("llava-tiny", {"connector": {"kind": "perceiver", "num_latent": 3}}), r"model\.connector\.num_latent: unknown key; did you mean 'num_latents'"),
         (("llava-tiny", {"connector": "percever"}), r"model\.connector\.kind: .*did you mean 'perceiver'"),
-        (("llava-tiny", {"fusion": {"kind": "gated_cross_attention", "offset": 9}}), r"offset 9 is beyond the language model's 4 layers"),
+        (("llava-tiny", {"fusion": {"kind": "gated_cross_attention", "offset": 9}}), r"offset 9 is beyond the language model's 3 layers"),
         (("llava-tiny", {"conector": "mlp"}), r"model\.conector: unknown key; did you mean 'connector'"),
         (("llava-tiny", {"image_token_id": 600}), "outside the vocabulary of 512"),
         (("llava-tiny", {"vision": "no/such-tower"}), r"vision\.from: cannot read 'no/such-tower'"),

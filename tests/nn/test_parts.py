@@ -213,7 +213,9 @@ def test_wrong_picture_size_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feature_layer": -4}, r"vision\.feature_layer: -4; a tower of 3 layers has -3 to -1"),
+        ({"feature_layer": -5}, r"vision\.feature_layer: -5; a tower of 3 layers has -3 to -1"),
+        ({"feature_layer": [-2, 0]}, r"vision\.feature_layer: 0; a tower"),
+        ({"feature_layer": []}, "wanted a layer or a list of layers"),
         ({"cls": "dorp"}, r"vision\.cls: 'dorp'; did you mean 'drop'"),
         ({"kind": "siglip", "cls": "keep"}, "no CLS token"),
         ({"patch_sizes": 8}, r"vision\.patch_sizes: unknown key; did you mean 'patch_size'"),

@@ -80,6 +80,7 @@ class Scenes:
         turns: the most questions in one conversation.
         detail: which caption "captions" rows show: "any" of the variants, or a "full" one that names size, colour,
             shape and place of every object.
+        kinds: kinds of the questions of "vqa" rows, all by default; they take turns, so a kind named twice comes twice.
         format_prompt: whether the (first) question is followed by the request for a short answer.
 
     Raises:
@@ -100,6 +101,7 @@ class Scenes:
         turns: int = 8,
         format_prompt: bool = False,
         detail: str = "any",
+        kinds: Sequence[str] | None = None,
     ) -> None:
         objects = (1, 1) if rows == "labels" else (objects[0], objects[-1])
         check_split(split)
@@ -119,7 +121,11 @@ class Scenes:
         self.length, self.seed, self.size, self.turns = length, seed, size, turns
         self.objects, self.grid, self.format_prompt, self.detail = objects, grid, format_prompt, detail
         # A lone object has no relation to another: such scenes are asked everything else.
-        self.kinds = KINDS if objects[1] > 1 else tuple(kind for kind in KINDS if kind != "relation")
+        possible = KINDS if objects[1] > 1 else tuple(kind for kind in KINDS if kind != "relation")
+        for kind in kinds or ():
+            if kind not in possible:
+                raise ValueError(f"unknown kind '{kind}': {nearest(kind, possible)}")
+        self.kinds = tuple(kinds or possible)
 
     def __len__(self) -> int:
         return self.length

@@ -106,6 +106,7 @@ class ScenesConfig(Config):
     turns: int = 8
     format_prompt: bool = False
     detail: str = "any"
+    kinds: tuple[str, ...] | None = None
 
     def open(self) -> Source:
         """The source.

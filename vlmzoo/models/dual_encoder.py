@@ -83,11 +83,11 @@ class DualEncoder(ZooModel):
         self.vision_projection: nn.Module = nn.Identity()
         self.text_projection: nn.Module = nn.Identity()
         if config.projection_dim is not None:
-            self.vision_projection = nn.Linear(self.vision.dim, config.projection_dim, bias=False)
+            self.vision_projection = nn.Linear(self.vision.pooled_dim, config.projection_dim, bias=False)
             self.text_projection = nn.Linear(self.text.dim, config.projection_dim, bias=False)
-        elif self.vision.dim != self.text.dim:
+        elif self.vision.pooled_dim != self.text.dim:
             raise ValueError(
-                f"vision is {self.vision.dim} wide and text {self.text.dim}; give a projection_dim or equal widths"
+                f"vision is {self.vision.pooled_dim} wide and text {self.text.dim}; give a projection_dim or equal widths"
             )
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale)))
         self.logit_bias = (

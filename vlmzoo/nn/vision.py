@@ -31,7 +31,8 @@ def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfi
     Args:
         tree: ``kind`` (a name of the ``visions`` table), sizes by transformers' names, and the zoo's own
             ``feature_layer`` (None: the tower's last hidden state as transformers gives it, after its norm if it has
-            one; -1, -2, ...: counted from the last layer, before any norm, layers above it not run) and
+            one; -1, -2, ...: counted from the last layer, before any norm, layers above it not run; a list: several layers
+            side by side, D wide each) and
             ``cls`` (``drop``, ``keep`` or ``only`` the CLS token), ``position_std`` (start of the position embeddings;
             None leaves it to transformers, whose 0.02 is so far below the patches' that a small tower trained from
             nothing never writes places into its tokens).
@@ -53,11 +54,26 @@ def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfi
             f"vision.cls: a {config.kind} tower has no CLS token, so {config.cls!r} is impossible"
         )
     layers = config.num_hidden_layers
-    if config.feature_layer is not None and not -layers <= config.feature_layer <= -1:
-        raise ConfigError(
-            f"vision.feature_layer: {config.feature_layer}; a tower of {layers} layers has -{layers} to -1"
-        )
+    for layer in feature_layers(config):
+        if not -layers - 1 <= layer <= -1:
+            raise ConfigError(
+                f"vision.feature_layer: {layer}; a tower of {layers} layers has -{layers} to -1, "
+                f"and -{layers + 1} for its embeddings"
+            )
     return config
+
+
+def feature_layers(config: PreTrainedConfig) -> list[int]:
+    """The numbered layers that are read, several of them side by side; none for the last hidden state.
+
+    Raises:
+        ConfigError: not a whole number or a list of them.
+    """
+    value = config.feature_layer
+    found = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if (isinstance(value, (list, tuple)) and not value) or any(type(layer) is not int for layer in found):
+        raise ConfigError(f"vision.feature_layer: wanted a layer or a list of layers, got {value!r}")
+    return found
 
 
 class UsedLayers(nn.ModuleList):
@@ -89,17 +105,22 @@ class VisionEncoder(Component):
                 if "position_embedding" in name:
                     nn.init.normal_(parameter, std=config.position_std)
         self.last: nn.Module | None = None
-        if config.feature_layer is not None:
+        if feature_layers(config):
             owner, name, layers = layer_stack(self.tower, config.num_hidden_layers)
-            used = len(layers) + 1 + config.feature_layer
-            setattr(owner, name, UsedLayers(layers, used))
+            used = len(layers) + 1 + max(feature_layers(config))
+            setattr(owner, name, UsedLayers(layers, max(used, 1)))
 
     def init_weights(self) -> None:
         """Nothing of its own: the tower is a transformers model and initialises itself."""
 
     @property
     def dim(self) -> int:
-        """Width D."""
+        """Width of the tokens: the tower's, times the number of layers read."""
+        return int(self.config.hidden_size) * max(1, len(feature_layers(self.config)))
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of the pooled vector: the tower's."""
         return int(self.config.hidden_size)
 
     @property
@@ -126,17 +147,15 @@ class VisionEncoder(Component):
     def _hidden(self, pixel_values: Tensor) -> Tensor:
         if self.config.feature_layer is None:
             return self.tower(pixel_values=pixel_values).last_hidden_state
-        caught: list[Tensor] = []
         _, _, layers = layer_stack(self.tower, self.config.num_hidden_layers)
-        last = layers[layers.used - 1]
-        handle = last.register_forward_hook(
-            lambda module, args, out: caught.append(out[0] if isinstance(out, tuple) else out)
-        )
+        caught: dict[int, Tensor] = {}
+        handles = [_catch(layers, layer, caught) for layer in feature_layers(self.config)]
         try:
             self.tower(pixel_values=pixel_values)
         finally:
-            handle.remove()
-        return caught[0]
+            for handle in handles:
+                handle.remove()
+        return torch.cat([caught[layer] for layer in feature_layers(self.config)], dim=-1)
 
     def pooled(self, pixel_values: Tensor) -> Tensor:
         """One vector a picture, [I, D]: the tower's pooled output, or its CLS token where it has no pooler."""
@@ -159,6 +178,18 @@ class VisionEncoder(Component):
             out = copy.pooled(pixels) if pooled else copy(pixels)
             gradients = torch.autograd.grad(out.sum(), parameters, allow_unused=True)
         return {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+
+
+def _catch(layers: nn.ModuleList, layer: int, caught: dict[int, Tensor]) -> Any:
+    """Keep what leaves a layer (or enters the first, for the embeddings) during the next run of the tower."""
+    if layer == -len(layers) - 1:
+        return layers[0].register_forward_pre_hook(
+            lambda module, args, kwargs: caught.update({layer: args[0] if args else kwargs["hidden_states"]}),
+            with_kwargs=True,
+        )
+    return layers[layer].register_forward_hook(
+        lambda module, args, out: caught.update({layer: out[0] if isinstance(out, tuple) else out})
+    )
 
 
 def tower_of(config: PreTrainedConfig) -> nn.Module:
