@@ -298,6 +298,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor) -> None:
     if distributed.is_main():
         model.save_pretrained(out)
         processor.save_pretrained(out)
+        _let_others_read(out)
         loading = f'from vlmzoo import load\n\nmodel, processor = load("{out.name}")'
         task = "image-text-to-text" if isinstance(model, VisionLM) else "zero-shot-image-classification"
         write_card(out, title=out.name, loading=loading, pipeline=task, **run_facts(out))
@@ -306,6 +307,12 @@ def _finish(out: Path, model: ZooModel, processor: Processor) -> None:
             log.warning(f"{len(bad)} rows could not be used; they are listed in {out / 'quarantine.jsonl'}")
         log.info(f"saved {out}")
     distributed.barrier()
+
+
+def _let_others_read(folder: Path) -> None:
+    """safetensors writes files that only their owner may read; servers and colleagues are somebody else."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
 
 
 # --- folders to models -------------------------------------------------------------------------------------------
@@ -410,6 +417,7 @@ def export(
 def _exported(model: ZooModel, processor: Processor, folder: Path, source: Path, name: str) -> float:
     assert isinstance(model, VisionLM)
     llava.export(model, processor, folder)
+    _let_others_read(folder)
     difference = llava.largest_difference(model, folder, probe(model, processor))
     if difference > 1e-3:
         raise ConfigError(
