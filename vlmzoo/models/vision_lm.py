@@ -399,7 +399,7 @@ def tiny_vision(**changes: Any) -> dict[str, Any]:
     """The tower of ``clip-tiny``: stock CLIP shape, 32 px, patch 8."""
     return {
         "kind": "clip", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "image_size": 32, "patch_size": 16, "projection_dim": 64, "hidden_act": "gelu", "position_std": 1.0, **changes,
+        "image_size": 32, "patch_size": 16, "projection_dim": 64, "hidden_act": "gelu", "position_std": 4.0, **changes,
     }  # fmt: skip
 
 
