@@ -44,9 +44,9 @@ def test_two_lines_of_a_config_change_the_data() -> None:
         ("optim.step=3", r"optim\.step: unknown key; did you mean 'steps'"),
         (
             "streams.questions.objective.kind=langage",
-            r"streams\.dialogues\.objective\.kind: .*did you mean 'language'",
+            r"streams\.questions\.objective\.kind: .*did you mean 'language'",
         ),
-        ("streams.questions.data.split_=x", r"streams\.dialogues\.data\.split_: unknown key"),
+        ("streams.questions.data.split_=x", r"streams\.questions\.data\.split_: unknown key"),
         ("learn.connector=true", r"learn\.connector"),
         ("learn.connector=-1", r"learn\.connector.*greater than 0"),
         ("trainer.schedule=robin", r"trainer\.schedule"),

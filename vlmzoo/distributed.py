@@ -53,6 +53,13 @@ def start() -> None:
     check_launch()
 
 
+def stop() -> None:
+    """Leave the group together; a process that just ends may pull the others down with it."""
+    if active():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def check_launch(accelerator: Any = None) -> None:
     """Refuse a launch whose processes do not know of each other.
 

@@ -238,6 +238,7 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     if config.evaluate.after:
         _say(evaluate(model, processor, config.evaluate.tasks, "after", out), "after training")
     _finish(out, model, processor)
+    distributed.stop()
     return line
 
 

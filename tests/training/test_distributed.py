@@ -125,11 +125,15 @@ def test_accelerate_launch_trains_on_two_processes(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "vlmzoo.train",
         "configs/clip/tiny.yaml", f"out={tmp_path / 'run'}", "optim.steps=4", "streams.singles.batch_size=8", "streams.scenes.batch_size=8",
-        "trainer.save_every=2", "evaluate.after=false",
+        "trainer.save_every=2", "evaluate.tasks.zero_shot.data.length=21",
+        "evaluate.tasks.retrieval.data.length=20",
     ]  # fmt: skip
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert done.stderr.count("saved ") == 1  # one process writes and speaks
+    result = json.loads((tmp_path / "run" / "results" / "after" / "zero_shot.json").read_text())
+    assert result["n"] == 21
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 4
 

@@ -28,6 +28,7 @@ def main(target: str, config: str, *overrides: str) -> None:
     if distributed.is_main():
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         torch.save({"gradients": grads, "losses": losses, "world": distributed.world_size()}, target)
+    distributed.stop()
 
 
 if __name__ == "__main__":

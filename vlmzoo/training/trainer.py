@@ -132,7 +132,10 @@ class Trainer:
             bar.close()
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
-            self.accelerator.end_training()
+            for tracker in (
+                self.accelerator.trackers
+            ):  # end_training would also dissolve the group, which is still needed
+                tracker.finish()
         return line
 
     def _after(self, done: int, line: dict[str, Any], bar: Any) -> None:
