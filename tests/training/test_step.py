@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vlmzoo.training.contract import FreezeContract
 from vlmzoo.training.optim import apply_learn, optimizer_groups, rate_factor
 from vlmzoo.training.options import Learn, OptimOptions, TrainerOptions
 from vlmzoo.training.step import Stream
-from vlmzoo.training.trainer import Trainer
+from vlmzoo.training.trainer import REQUEUE, Interrupted, Trainer
 
 
 class Listed:
@@ -313,6 +314,22 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, caplog: pytest.LogC
     trainer = loop(tmp_path, 4, save_every=2)
     assert trainer._resume() == 2
     assert "state.pt: damaged" in caplog.text
+
+
+def test_sigterm_saves_and_asks_for_a_requeue(tmp_path: Path) -> None:
+    trainer = loop(tmp_path, 6)
+    step = trainer.train_step
+
+    def told(number: int, micro: Any) -> Any:
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(number, micro)
+
+    trainer.train_step = told  # type: ignore[method-assign]
+    with pytest.raises(Interrupted) as stopped:
+        trainer.fit()
+    assert stopped.value.code == REQUEUE and stopped.value.step == 3
+    assert loop(tmp_path, 6)._resume() == 3
 
 
 def test_round_robin_takes_one_stream_a_step(tmp_path: Path) -> None:
