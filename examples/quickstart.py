@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vlmzoo.config import located
 from vlmzoo.evaluate.report import RunPage, Table, write_report
 
 OUT = Path("runs/quickstart")
@@ -79,6 +80,8 @@ def encoder() -> str:
         "\nThe encoder is the trained one that ships with vlmzoo (FROM_SCRATCH=1 make quickstart trains it here)."
     )
     run(["vlmzoo", "eval", source, "configs/clip/tiny.yaml", "--out", str(CLIP), "--when", "after"])
+    for name in ("parts.json", "log.jsonl", "run.yaml"):  # how it was trained, for the report
+        shutil.copy(Path(located(source)) / name, CLIP / name)
     return source
 
 
@@ -172,7 +175,7 @@ def tables() -> list[Table]:
     note = f"Accuracy of short answers on {after['n']} test questions; the control is the same model, rows and steps with grey pictures."
     return [
         Table("Encoder on the test split", encoder_rows),
-        Table("LLaVA: does it look?", [*rows, whole], note, ("LLaVA",)),
+        Table("LLaVA: does it look?", [*rows, whole], note),
     ]
 
 
@@ -190,7 +193,9 @@ def main() -> None:
         RunPage(
             "Encoder",
             CLIP,
-            "Contrastive, from nothing." if SCRATCH else "Shipped with the package, evaluated here.",
+            "Contrastive, from nothing."
+            if SCRATCH
+            else "Shipped with the package with the log of its training, evaluated here.",
         ),
         RunPage("LLaVA, stage 0", STAGE_0, "A language model from nothing learns to speak, from captions."),
         RunPage("LLaVA, stage 1", STAGE_1, "Only the connector learns, from captions."),

@@ -125,7 +125,7 @@ def test_towers_start_from_folders(tmp_path: Path) -> None:
     clip.save_pretrained(tmp_path / "clip")
     model = build("llava-tiny", vision=str(tmp_path / "clip"))
     assert (
-        model.config.starts == {"vision": str(tmp_path / "clip")} and model.config.vision.feature_layer == -2
+        model.config.starts == {"vision": str(tmp_path / "clip")} and model.config.vision.feature_layer == -4
     )
     assert all(
         torch.equal(a, b)
