@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import torch
@@ -57,6 +58,9 @@ def stop() -> None:
     """Leave the group together; a process that just ends may pull the others down with it."""
     if active():
         dist.barrier()
+        # gloo's thread still needs the interpreter lock to drop the barrier's tensors; if the group is taken down at
+        # that moment, by a thread that holds the lock and waits for gloo's, neither ever goes on
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
