@@ -103,3 +103,17 @@ def test_own_data_end_to_end(tmp_path: Path) -> None:
         0, prompt["input_ids"].shape[1] :
     ].tolist()
     assert done.stdout.strip() == str(answer)
+
+
+def test_a_half_precision_run_is_judged_too(tmp_path: Path) -> None:
+    """Frozen parts in bfloat16 beside learning ones in float32: evaluation needs the same arithmetic as training."""
+    tasks = "{vqa: {kind: vqa, data: {kind: scenes, rows: vqa, split: test, length: 7, size: 32}}}"
+    config = read_run(
+        ROOT / "configs/llava/tiny_stage0.yaml",
+        [
+            "model.vision.from=vlmzoo:clip-tiny", f"out={tmp_path}", "optim.steps=2", "trainer.precision=bf16",
+            "streams.captions.batch_size=4", f"evaluate={{before: true, every: 1, tasks: {tasks}}}",
+        ],
+    )  # fmt: skip
+    assert train(config)["step"] == 2
+    assert {path.parent.name for path in tmp_path.glob("results/*/vqa.json")} == {"before", "step-1", "after"}

@@ -100,15 +100,6 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def broadcast_object(value: Any) -> Any:
-    """The main process's value, on all processes."""
-    if not active():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 class _Gather(torch.autograd.Function):
     """Concatenate rows of all ranks; the gradient of a row is summed over the ranks that used it."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,8 +167,3 @@ def lookup(family: str, name: str) -> Any:
         raise ImportError(
             f"{family}.{name} points to {target!r}, which cannot be imported: {error}"
         ) from error
-
-
-def entries(family: str) -> Iterator[tuple[str, Entry]]:
-    """Every row of a family's table."""
-    yield from _table(family).items()

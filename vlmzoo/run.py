@@ -223,9 +223,14 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
         model.checkpoint_activations()
     streams = make_streams(config, model, processor)
     check_tasks(model, config.evaluate.tasks)
+
+    def judge(when: str) -> dict[str, Result]:
+        with trainer.accelerator.autocast():  # frozen parts may be in half precision, learning ones are not
+            return evaluate(model, processor, config.evaluate.tasks, when, out)
+
     trainer = Trainer(
         model, streams, config.learn, config.optim, config.trainer, out, seed=config.seed, facts={"run": tree},
-        evaluate=lambda step: _numbers(evaluate(model, processor, config.evaluate.tasks, f"step-{step}", out)),
+        evaluate=lambda step: _numbers(judge(f"step-{step}")),
         evaluate_every=config.evaluate.every,
     )  # fmt: skip
     _take_folder(out, tree, fresh, streams)  # only now: whatever was wrong has left no trace
@@ -233,10 +238,10 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
         log.info("\n" + model.table())
         (out / "parts.json").write_text(json.dumps(model.part_table(), indent=1), encoding="utf-8")
     if config.evaluate.before and newest(out / "checkpoints") is None:
-        _say(evaluate(model, processor, config.evaluate.tasks, "before", out), "before training")
+        _say(judge("before"), "before training")
     line = trainer.fit()
     if config.evaluate.after:
-        _say(evaluate(model, processor, config.evaluate.tasks, "after", out), "after training")
+        _say(judge("after"), "after training")
     _finish(out, model, processor)
     distributed.stop()
     return line

@@ -17,8 +17,8 @@ from vlmzoo.nn.attention import Component
 from vlmzoo.nn.towers import TowerKind, read_tower
 
 KINDS = {
-    "clip": TowerKind("CLIPTextConfig", ("CLIPConfig", "text_config")),
-    "siglip": TowerKind("SiglipTextConfig", ("SiglipConfig", "text_config")),
+    "clip": TowerKind("CLIPTextConfig"),
+    "siglip": TowerKind("SiglipTextConfig"),
 }
 MODELS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
 

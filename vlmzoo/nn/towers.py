@@ -19,13 +19,10 @@ class TowerKind:
 
     Attributes:
         config: name of its config class in transformers.
-        outer: name of the two-tower config that may hold it in a checkpoint, and the attribute it is under.
         leading: tokens before the patches (a CLS token).
-        size: names of the fields that are counted in heads, for error messages.
     """
 
     config: str
-    outer: tuple[str, str] | None = None
     leading: int = 0
 
 

@@ -18,8 +18,8 @@ from vlmzoo.config import ConfigError, nearest
 from vlmzoo.nn.attention import Component
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 
-CLIP = TowerKind("CLIPVisionConfig", ("CLIPConfig", "vision_config"), leading=1)
-SIGLIP = TowerKind("SiglipVisionConfig", ("SiglipConfig", "vision_config"), leading=0)
+CLIP = TowerKind("CLIPVisionConfig", leading=1)
+SIGLIP = TowerKind("SiglipVisionConfig", leading=0)
 VIT = TowerKind("ViTConfig", leading=1)
 DINOV2 = TowerKind("Dinov2Config", leading=1)
 EXTRAS: dict[str, Any] = {"feature_layer": None, "cls": "drop", "position_std": None}

@@ -95,7 +95,7 @@ class Trainer:
         optimizer = make_optimizer(optimizer_groups(model, found, learn, optim.weight_decay), optim)
         self.step_module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.learning = [p for p in model.parameters() if p.requires_grad]
-        self.bad_steps = self.bad_in_a_row = self.seen_rows = 0
+        self.bad_steps = self.bad_in_a_row = 0
         self._stop = False
 
     # --- the loop --------------------------------------------------------------------------------------------
