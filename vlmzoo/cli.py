@@ -231,7 +231,7 @@ def scenes(
     size: Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels")] = 128,
 ) -> None:
     """Write the embedded data set to disk: picture files and their json."""
-    from vlmzoo.data.scenes_disk import write
+    from vlmzoo.data.scenes.disk import write
 
     try:
         write(folder, layout=layout.value, split=split, length=length, seed=seed, size=size)

@@ -65,7 +65,7 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "contrastive": Entry("vlmzoo.objectives.contrastive:ContrastiveConfig", "symmetric image-text InfoNCE or sigmoid over all ranks (needs Aligns)"),
     },
     "datasets": {
-        "scenes": Entry("vlmzoo.data.sources:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
+        "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
         "llava": Entry("vlmzoo.data.sources:LlavaConfig", "LLaVA json: [{id, image, conversations}] beside picture files"),
         "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
     },

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from vlmzoo.data.collate import LanguageCollate, PairsCollate, Sample, pack
-from vlmzoo.data.sources import ScenesConfig
+from vlmzoo.data.scenes.source import ScenesConfig
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
 from vlmzoo.processing.text import TINY_TOKENIZER

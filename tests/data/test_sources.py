@@ -13,8 +13,9 @@ from PIL import Image
 
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.data.scenes import Scenes
-from vlmzoo.data.scenes_disk import write
-from vlmzoo.data.sources import CocoConfig, LlavaConfig, ScenesConfig, llava_row
+from vlmzoo.data.scenes.disk import write
+from vlmzoo.data.scenes.source import ScenesConfig
+from vlmzoo.data.sources import CocoConfig, LlavaConfig, llava_row
 from vlmzoo.processing.image import open_image
 from vlmzoo.types import RowError
 

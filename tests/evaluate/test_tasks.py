@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from vlmzoo import registry
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.data.scenes import Scenes
-from vlmzoo.data.sources import ScenesConfig
+from vlmzoo.data.scenes.source import ScenesConfig
 from vlmzoo.evaluate.loop import Result, evaluating, over_ranks, pick_samples, save_result, text_table
 from vlmzoo.evaluate.tasks import rows_of, zero_shot_head
 from vlmzoo.processing.image import ImageTransform

@@ -7,12 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import PositiveInt
-
 from vlmzoo.config import Config, ConfigError, nearest, nearest_file
-from vlmzoo.data.scenes import Scenes
-from vlmzoo.data.scenes_draw import CLASSES, NOVEL_CLASSES
-from vlmzoo.data.scenes_text import CLASS_TEMPLATES, with_article
 from vlmzoo.types import Part, Row, RowError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -71,53 +66,6 @@ def _storable(row: Row) -> dict[str, Any]:
     images = [{"path": image.get("path"), "bytes": image.get("bytes")} for image in row["images"]]
     label = row.get("label")
     return {**row, "images": images, "label": label, "truth": json.dumps(row.get("truth") or {})}
-
-
-class ScenesSource(Scenes):
-    """The embedded scenes as a source: pictures are drawn when a row is asked for."""
-
-    root: Path | None = None
-    rejected: list[tuple[str, str]] = []
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes that ``label`` counts, with their articles."""
-        pool = NOVEL_CLASSES if self.split == "novel" else CLASSES
-        return [with_article(" ".join(kind)) for kind in pool]
-
-    @property
-    def class_templates(self) -> tuple[str, ...]:
-        """Prompts around a class name."""
-        return CLASS_TEMPLATES
-
-
-class ScenesConfig(Config):
-    """``data: {kind: scenes, rows: captions, ...}``; the fields are :class:`vlmzoo.data.scenes.Scenes`' arguments."""
-
-    kind: Literal["scenes"] = "scenes"
-    split: str = "train"
-    rows: str = "captions"
-    length: PositiveInt = 1000
-    seed: int = 0
-    objects: tuple[int, int] = (1, 4)
-    grid: int = 2
-    size: int = 64
-    pictures: str = "drawn"
-    turns: int = 8
-    format_prompt: bool = False
-    detail: str = "any"
-    kinds: tuple[str, ...] | None = None
-
-    def open(self) -> Source:
-        """The source.
-
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        try:
-            return ScenesSource(**self.model_dump(exclude={"kind"}))
-        except ValueError as error:
-            raise ConfigError(f"data: {error}") from None
 
 
 class LlavaConfig(Config):

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmzoo.data.scenes import CLASS_NAMES, DESCRIBE, NOVEL_CLASSES, Scenes
-from vlmzoo.data.scenes_draw import nearest
+from vlmzoo.data.scenes.draw import NOVEL_CLASSES, nearest
+from vlmzoo.data.scenes.rows import Scenes
+from vlmzoo.data.scenes.text import CLASS_NAMES, DESCRIBE
 
 Written = dict[str, Any]
 

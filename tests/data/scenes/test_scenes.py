@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vlmzoo.data import scenes as s
-from vlmzoo.data.scenes_disk import write
-from vlmzoo.data.scenes_text import PLACES, place
+from vlmzoo.data.scenes.disk import write
+from vlmzoo.data.scenes.text import PLACES, place
 
 
 def pixels(scene: s.Scene, size: int = 32) -> np.ndarray:

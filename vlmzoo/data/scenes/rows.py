@@ -1,7 +1,7 @@
 """The embedded data set: drawn scenes with exact captions, boxes, questions and answers.
 
 It needs no files and no network, and row i is a pure function of the arguments and i. What a scene is and how it
-is drawn is in scenes_draw.py, what is said of it in scenes_text.py; scenes_disk.py writes rows out as files.
+is drawn is in draw.py, what is said of it in text.py; disk.py writes rows out as files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmzoo.data.scenes_draw import (
-    CLASSES,
-    COLOURS,
-    NOVEL_CLASSES,
-    SHAPES,
-    SIZES,
-    SPLITS,
-    Background,
-    Object,
+from vlmzoo.data.scenes.draw import (
     Scene,
     blank,
     check_layout,
@@ -28,28 +20,17 @@ from vlmzoo.data.scenes_draw import (
     pick,
     scene,
 )
-from vlmzoo.data.scenes_text import (
-    ANSWERS,
-    CLASS_NAMES,
-    CLASS_TEMPLATES,
-    DESCRIBE,
+from vlmzoo.data.scenes.text import (
     FORMAT_PROMPT,
     KINDS,
     Question,
     boxes,
     caption,
     captions,
-    class_prompts,
     conversation,
     place,
     questions,
 )
-
-__all__ = [
-    "ANSWERS", "CLASSES", "CLASS_NAMES", "CLASS_TEMPLATES", "COLOURS", "DESCRIBE", "FORMAT_PROMPT", "KINDS",
-    "NOVEL_CLASSES", "PICTURES", "ROWS", "SHAPES", "SIZES", "SPLITS", "Background", "Object", "Question", "Scene",
-    "Scenes", "blank", "boxes", "caption", "captions", "class_prompts", "conversation", "draw", "questions", "scene",
-]  # fmt: skip
 
 Row = dict[str, Any]
 
