@@ -203,6 +203,18 @@ def export(
 
 
 @app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="A run folder with LoRA adapters")],
+    target: Annotated[Path, typer.Argument(help="The folder to write")],
+) -> None:
+    """Write a model with LoRA adapters as a plain one, the adapters added into its weights."""
+    from vlmzoo.run import merge as write
+
+    _quiet()
+    print(f"{target}: {write(source, target)} adapters merged into the weights they stood beside")
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A run folder or an export")],
     repo: Annotated[str, typer.Argument(help="user/name on the Hub")],

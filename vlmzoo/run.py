@@ -19,7 +19,7 @@ from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.tasks import check_tasks
-from vlmzoo.hub import llava
+from vlmzoo.hub import adapter, llava
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
@@ -242,7 +242,7 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     line = trainer.fit()
     if config.evaluate.after:
         _say(judge("after"), "after training")
-    _finish(out, model, processor)
+    _finish(out, model, processor, config.model.get("from"))
     distributed.stop()
     return line
 
@@ -299,10 +299,15 @@ def _say(found: dict[str, Result], when: str) -> None:
             log.info("\n" + text_table(result.table))
 
 
-def _finish(out: Path, model: ZooModel, processor: Processor) -> None:
-    """Save the model, its processor and its card; say what was left out of the data."""
+def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) -> None:
+    """Save the model (of adapters on a saved model only what learnt), its processor and its card; say what was left
+    out of the data."""
     if distributed.is_main():
-        model.save_pretrained(out)
+        if base is not None and model.config.lora:
+            _save_adapter(out, model, base)
+        else:
+            (out / adapter.FACTS).unlink(missing_ok=True)
+            model.save_pretrained(out)
         processor.save_pretrained(out)
         _let_others_read(out)
         loading = f'from vlmzoo import load\n\nmodel, processor = load("{out.name}")'
@@ -313,6 +318,17 @@ def _finish(out: Path, model: ZooModel, processor: Processor) -> None:
             log.warning(f"{len(bad)} rows could not be used; they are listed in {out / 'quarantine.jsonl'}")
         log.info(f"saved {out}")
     distributed.barrier()
+
+
+def _save_adapter(out: Path, model: ZooModel, base: str) -> None:
+    """What learnt, in this run or in the one whose adapters it went on with."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names |= {name for part in model.config.lora for name in model.adapter_parameters(part)}
+    folder = Path(located(base))
+    if adapter.is_adapter(folder):
+        names |= set(adapter.facts_of(folder)["tensors"])
+        base = adapter.find_base(folder)
+    adapter.save(model, out, base, names)
 
 
 def _let_others_read(folder: Path) -> None:
@@ -328,7 +344,8 @@ def load(source: str | Path, **options: Any) -> tuple[ZooModel, Processor]:
     """A model and its processor from a folder or a Hub id, whatever public layout it has.
 
     Args:
-        source: saved by this package, or a stock ``llava`` folder. options: for transformers' ``from_pretrained``
+        source: saved by this package (a whole model, or an adapter folder, whose base is loaded first), or a stock
+            ``llava`` folder. options: for transformers' ``from_pretrained``
             (dtype, device_map, ...), for our own layout.
 
     Returns:
@@ -338,6 +355,12 @@ def load(source: str | Path, **options: Any) -> tuple[ZooModel, Processor]:
         ConfigError: nothing there, or a layout that is not known.
     """
     folder = _local(source)
+    if adapter.is_adapter(folder):
+        base = adapter.find_base(folder)
+        model, _ = load(base, **options)
+        adapter.apply(model, folder, base)
+        model.config.starts = dict.fromkeys(model.parts(), base)
+        return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
@@ -405,6 +428,7 @@ def export(
     if target.exists() and any(target.iterdir()) and not force:
         raise ConfigError(f"export: {target} is not empty")
     model, processor = load(source)
+    model.merge_lora()
     reason = llava.why_not(model)
     if reason:
         raise ConfigError(f"export: {source}: {reason}")
@@ -418,6 +442,28 @@ def export(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return difference
+
+
+def merge(source: str | Path, target: str | Path) -> int:
+    """Write a run with adapters as a plain model: every adapter added into the weights it stands beside.
+
+    Returns:
+        How many layers had an adapter.
+
+    Raises:
+        ConfigError: a model without adapters, or an occupied folder.
+    """
+    target = Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"merge: {target} is not empty")
+    model, processor = load(source)
+    if not model.config.lora:
+        raise ConfigError(f"merge: {source} has no adapters; it is a plain model already")
+    merged = model.merge_lora()
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    _let_others_read(target)
+    return merged
 
 
 def _exported(model: ZooModel, processor: Processor, folder: Path, source: Path, name: str) -> float:
