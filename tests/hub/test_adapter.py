@@ -13,8 +13,9 @@ import yaml
 from tests.helpers import SIDE, relative, rows, vision_lm
 from vlmzoo.cli import main
 from vlmzoo.config import ConfigError
+from vlmzoo.folders import export, load, merge
 from vlmzoo.hub import adapter
-from vlmzoo.run import export, load, merge, read_run, train
+from vlmzoo.run import read_run, train
 
 pytest.importorskip("peft")
 
