@@ -145,6 +145,19 @@ def test_a_tail_makes_classes_rare_in_order() -> None:
         assert abs(even[colour] / 1200 - 0.1) < 0.04
 
 
+def test_controls_keep_the_words_and_lose_the_pictures() -> None:
+    plain, blank, swapped = (
+        demonstrations(pictures=name, length=30) for name in ("drawn", "blank", "swapped")
+    )
+    for row, grey, other in zip(plain, blank, swapped, strict=True):
+        assert (
+            row["parts"] == grey["parts"] == other["parts"]
+            and row["truth"] == grey["truth"] == other["truth"]
+        )
+        assert {grey["images"][0]["image"].getpixel(at) for at in ((0, 0), (7, 7))} == {(128, 128, 128)}
+        assert all(a["image"] != b["image"] for a, b in zip(row["images"], other["images"], strict=True))
+
+
 def test_splits_share_no_picture() -> None:
     seen = {
         split: {
@@ -171,6 +184,8 @@ def test_splits_share_no_picture() -> None:
         ({"task": "words", "off_task": 0.5}, "off_task is 0.5; it is 0 with made-up words"),
         ({"task": "words", "ways": 9}, "ways is 9; it is 2 to 8"),
         ({"tail": -1.0}, "tail is -1"),
+        ({"pictures": "swap"}, "did you mean 'swapped'"),
+        ({"pictures": "swapped", "length": 1}, "length is 1; swapped"),
         ({"shot": [1, 2]}, "did you mean 'shots'"),
     ],
 )

@@ -9,8 +9,11 @@ import itertools
 import random
 from collections.abc import Sequence
 
+from PIL import Image
+
 from vlmzoo.data.scenes.documents import SLOTS, Interleaved, Row
-from vlmzoo.data.scenes.draw import COLOURS, SHAPES, SIZES, Scene, keyed, nearest, pick, shuffled
+from vlmzoo.data.scenes.draw import COLOURS, SHAPES, SIZES, Scene, blank, keyed, nearest, pick, shuffled
+from vlmzoo.data.scenes.rows import PICTURES
 from vlmzoo.data.scenes.sentences import ATTRIBUTES
 
 TASKS = ("recognition", "words")
@@ -41,6 +44,7 @@ class Demonstrations(Interleaved):
         off_task: share of the demonstrations that name another attribute than the task's; .25 by default, none with
             made-up words.
         ways: how many classes a document with made-up words names.
+        pictures: "drawn", or a control with the same words: "blank" (even grey) or "swapped" (pictures of another row).
         tail: classes of the attribute are drawn in proportion to (their place in the list of values) ** -tail, so 0
             is uniform and 1 is Zipf's law.
 
@@ -66,9 +70,14 @@ class Demonstrations(Interleaved):
         off_task: float | None = None,
         ways: int = 2,
         tail: float = 0.0,
+        pictures: str = "drawn",
     ) -> None:
         super().__init__(split, length, seed, size)
-        for what, value, known in (("task", task, TASKS), ("order", order, ORDERS)):
+        for what, value, known in (
+            ("task", task, TASKS),
+            ("order", order, ORDERS),
+            ("pictures", pictures, PICTURES),
+        ):
             if value not in known:
                 raise ValueError(f"unknown {what} '{value}': {nearest(value, known)}")
         self.made_up = task == "words"
@@ -77,6 +86,7 @@ class Demonstrations(Interleaved):
             if attribute not in ATTRIBUTES:
                 raise ValueError(f"unknown attribute '{attribute}': {nearest(attribute, ATTRIBUTES)}")
         self.task, self.order, self.shots, self.ways, self.tail = task, order, shots, ways, tail
+        self.pictures = pictures
         self.off_task = (0.0 if self.made_up else OFF_TASK) if off_task is None else off_task
         self._check_numbers()
         self._weights = {name: _zipf(len(VALUES[name]), tail) for name in self.attributes}
@@ -94,6 +104,8 @@ class Demonstrations(Interleaved):
         most = min(len(VALUES[name]) for name in self.attributes)
         if not 2 <= self.ways <= most:
             raise ValueError(f"ways is {self.ways}; it is 2 to {most} for {', '.join(self.attributes)}")
+        if self.pictures == "swapped" and self.length < 2:
+            raise ValueError(f"length is {self.length}; swapped pictures need at least 2 rows")
         if self.tail < 0:
             raise ValueError(f"tail is {self.tail}; it is at least 0")
 
@@ -124,6 +136,14 @@ class Demonstrations(Interleaved):
             "words": words,
         }
         return scenes, [f"{word}." for word in said], truth
+
+    def image(self, index: int, slot: int, shown: Scene) -> Image.Image:
+        """The picture of a scene, or what stands in its place."""
+        if self.pictures == "blank":
+            return blank(self.size)
+        if self.pictures == "swapped":
+            shown = self.picture((index + self.length // 2) % self.length, slot, objects=(1, 1))
+        return super().image(index, slot, shown)
 
     def _single(self, index: int, slot: int, attribute: str, value: str | None) -> Scene:
         """A picture of one object, of a given class where one is wanted."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from vlmzoo.data.scenes.draw import Scene, check_layout, check_split, draw, keyed, pick, scene
 from vlmzoo.data.scenes.rows import _image, _text, _truth
 from vlmzoo.data.scenes.sentences import ATTRIBUTES, ORDINALS, Sentence, reference
@@ -82,6 +84,10 @@ class Interleaved(Numbered):
         """The scenes of row `index`, what is said beside each, and the row's truth, before anything is drawn."""
         raise NotImplementedError
 
+    def image(self, index: int, slot: int, shown: Scene) -> Image.Image:
+        """The picture of a scene, which stands in place `slot` of row `index`."""
+        return draw(shown, self.size)
+
     def __getitem__(self, index: int) -> Row:
         """Row `index` (0 to length - 1); raises IndexError outside."""
         scenes, texts, truth = self.written(index)
@@ -91,7 +97,7 @@ class Interleaved(Numbered):
             for thing in _truth(shown)["objects"]
         ]
         return {
-            "images": [{"image": draw(shown, self.size)} for shown in scenes],
+            "images": [{"image": self.image(index, slot, shown)} for slot, shown in enumerate(scenes)],
             "parts": [part for text in texts for part in (_image("text"), _text("text", text))],
             "label": None,
             "id": f"{self.name}/{self.split}/{index}",

@@ -79,6 +79,7 @@ class DemonstrationsConfig(Config):
     off_task: float | None = None
     ways: int = 2
     tail: float = 0.0
+    pictures: str = "drawn"
 
     def open(self) -> Demonstrations:
         """The source.
