@@ -201,6 +201,10 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
     part, source = getattr(model, name), located(source)
     if is_zoo_folder(source):
         weights = _plain_weights(source, name)
+        # A tied weight is saved under one of its names only.
+        for tied, kept in (getattr(part, "all_tied_weights_keys", None) or {}).items():
+            if kept in weights:
+                weights.setdefault(tied, weights[kept])
     elif name == "language":
         weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
         weights = _grown(weights, part)

@@ -142,6 +142,18 @@ def test_towers_start_from_folders(tmp_path: Path) -> None:
     assert "starts from" in mixed.table() or str(tmp_path / "lm") in mixed.table()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_starts_from_another_models_folder(tmp_path: Path, tied: bool) -> None:
+    """A tied head is saved under one name only, and comes back under both."""
+    source = build("llava-tiny", language={"tie_word_embeddings": tied})
+    source.save_pretrained(tmp_path)
+    model = build("flamingo-tiny", language={"from": str(tmp_path)})
+    ours, theirs = model.language.state_dict(), source.language.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    head, words = model.language.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert (head.data_ptr() == words.data_ptr()) == tied == model.config.language.tie_word_embeddings
+
+
 def test_resizing_the_vocabulary_is_saved(tmp_path: Path) -> None:
     model, _ = vision_lm()
     model.resize_token_embeddings(520)
