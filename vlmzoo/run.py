@@ -16,6 +16,7 @@ from vlmzoo.config import Config, ConfigError, dump_yaml, load_yaml, located, ov
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
+from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
@@ -187,13 +188,19 @@ def _built(options: Any, model: ZooModel, where: str) -> Any:
 def evaluate(
     model: ZooModel, processor: Processor, tasks: dict[str, Any], when: str, out: Path | None
 ) -> dict[str, Result]:
-    """Run tasks; results are written under ``out`` by the main process. All are checked before the first runs."""
+    """Run tasks; results are written under ``out`` by the main process. All are checked before the first runs.
+
+    Finished batches are kept there too until every task is done: the same call goes on where a killed one stopped.
+    """
     check_tasks(model, tasks)
+    progress = Progress(out / "results" / when, model, processor) if out is not None and tasks else None
     found = {}
     for name, options in tasks.items():
-        found[name] = options.build(name).run(model, processor)
+        found[name] = options.build(name).run(model, processor, progress)
         if out is not None and distributed.is_main():
             save_result(out, when, found[name], str(out))
+    if progress is not None:
+        progress.remove(tasks)
     return found
 
 
