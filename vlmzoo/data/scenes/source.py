@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
-from vlmzoo.data.scenes.draw import CLASSES, NOVEL_CLASSES
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
+from vlmzoo.data.scenes.world import CLASSES, NOVEL_CLASSES
 
 
 class ScenesSource(Scenes):
@@ -47,6 +47,7 @@ class ScenesConfig(Config):
     format_prompt: bool = False
     detail: str = "any"
     kinds: tuple[str, ...] | None = None
+    style: str | tuple[str, ...] = "plain"
 
     def open(self) -> ScenesSource:
         """The source.
