@@ -66,6 +66,8 @@ _TABLES: dict[str, dict[str, Entry]] = {
     },
     "datasets": {
         "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
+        "scenes_clips": Entry("vlmzoo.data.scenes.clips:ClipsConfig", "drawn scenes in motion as short videos: captions of what happens, questions that need several frames"),
+        "scenes_pairs": Entry("vlmzoo.data.scenes.pairs:PairsConfig", "two drawn scenes and a statement that is true or false of them"),
         "llava": Entry("vlmzoo.data.sources:LlavaConfig", "LLaVA json: [{id, image, conversations}] beside picture files"),
         "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
     },
