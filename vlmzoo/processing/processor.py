@@ -95,8 +95,15 @@ class Processor(ProcessorMixin):
         frames = frames_of(entry, self.max_frames)
         return torch.stack([self.transform(open_image(frame, root)) for frame in frames])
 
-    def _segments(self, row: Row, name: str | None, prompt: bool = False) -> list[Segment]:
-        """The row's segments under a template, the place of a video as long as the video."""
+    def segments_of(self, row: Row, name: str | None = None, prompt: bool = False) -> list[Segment]:
+        """The row's segments under template ``name`` (the processor's own by default), videos with their lengths.
+
+        Args:
+            prompt: leave the last answer out.
+
+        Raises:
+            RowError: a turn order that cannot be written, a video that is no list of frames.
+        """
         segments = template(name or self.template).segments(row["parts"], prompt=prompt)
         kinds = [part["type"] for part in row["parts"] if part["type"] != "text"]
         if "video" not in kinds:
@@ -120,7 +127,7 @@ class Processor(ProcessorMixin):
         Raises:
             RowError: nothing is supervised (within ``max_length``), or a picture would be cut.
         """
-        ids, labels = self.segments.encode(self._segments(row, name), max_length)
+        ids, labels = self.segments.encode(self.segments_of(row, name), max_length)
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise RowError(
                 "nothing to learn: no supervised token" + (f" within {max_length}" if max_length else "")
@@ -140,15 +147,22 @@ class Processor(ProcessorMixin):
 
     # --- inference -------------------------------------------------------------------------------------------
 
-    def prompts(self, rows: Sequence[Row], root: Any = None, name: str | None = None) -> dict[str, Tensor]:
+    def prompts(
+        self, rows: Sequence[Row], root: Any = None, name: str | None = None, whole: bool = False
+    ) -> dict[str, Tensor]:
         """Left-padded prompts of rows, ending where the assistant is to speak, with their pictures.
+
+        Args:
+            whole: rows are documents to be gone on with where they end; otherwise what stands after the last
+                question, or after the last picture of a document, is the answer and left out.
 
         Raises:
             RowError: a picture that cannot be read, or that stands in the answer that is left out.
         """
         encoded, pictures = [], []
         for row in rows:
-            segments = self._segments(row, name, prompt=True)
+            segments = self.segments_of(row, name, prompt=not whole)
+            segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
             places = sum(segment.kind == "image" for segment in segments)
             if places != len(row["images"]):
                 raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")

@@ -10,7 +10,7 @@ Objects are called what they are at the start. What a kind of question needs to 
 import random
 from collections.abc import Callable, Sequence
 
-from vlmzoo.data.scenes.draw import COLOURS, keyed, pick
+from vlmzoo.data.scenes.draw import COLOURS, keyed
 from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, TOGETHER, Change, Clip
 from vlmzoo.data.scenes.text import NUMBERS, PLACES, YES_NO, Question, place, with_article
 
