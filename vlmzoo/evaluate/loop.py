@@ -82,8 +82,10 @@ def over_ranks(
 
 def pick_samples(right: Sequence[bool], most: int) -> list[int]:
     """Numbers of up to ``most`` rows, half of them wrong ones where there are enough."""
-    wrong = [i for i, value in enumerate(right) if not value][: most // 2]
-    good = [i for i, value in enumerate(right) if value][: most - len(wrong)]
+    good = [i for i, value in enumerate(right) if value]
+    wrong = [i for i, value in enumerate(right) if not value]
+    good = good[: most - min(len(wrong), most // 2)]
+    wrong = wrong[: most - len(good)]
     return sorted(good + wrong)
 
 
