@@ -66,6 +66,9 @@ _TABLES: dict[str, dict[str, Entry]] = {
     },
     "datasets": {
         "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
+        "scenes_text": Entry("vlmzoo.data.scenes.documents_source:TextConfig", "texts of the embedded world without pictures: captions, questions, documents, demonstrations"),
+        "scenes_documents": Entry("vlmzoo.data.scenes.documents_source:DocumentsConfig", "interleaved documents of drawn scenes, later text needs earlier pictures"),
+        "scenes_demonstrations": Entry("vlmzoo.data.scenes.documents_source:DemonstrationsConfig", "demonstrations and a query: task recognition, or made-up words"),
         "llava": Entry("vlmzoo.data.sources:LlavaConfig", "LLaVA json: [{id, image, conversations}] beside picture files"),
         "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
     },
