@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import AutoTokenizer
 
+from vlmzoo import registry
+from vlmzoo.config import Config
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
 from vlmzoo.processing.text import TINY_TOKENIZER
@@ -106,3 +109,44 @@ class Aligner(Stub):
 
     def scale(self) -> torch.Tensor:
         return torch.tensor(10.0)
+
+
+class InMemory:
+    """Rows as a source."""
+
+    root = None
+    rejected: list[tuple[str, str]] = []
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+HELD: dict[str, list[Any]] = {}
+
+
+class HeldConfig(Config):
+    """Rows that a test has put into HELD."""
+
+    kind: str = "held_rows"
+    name: str
+
+    def open(self) -> InMemory:
+        return InMemory(HELD[self.name])
+
+
+registry.register("datasets", "held_rows", HeldConfig, "rows of a test")
+
+
+def held(name: str, rows: list[Any]) -> dict[str, str]:
+    HELD[name] = rows
+    return {"kind": "held_rows", "name": name}
+
+
+def grey(value: int) -> dict[str, Any]:
+    return {"image": Image.new("RGB", (SIDE, SIDE), (value, value, value))}

@@ -11,55 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.evaluate.stubs import PROCESSOR, SIDE, Speaker, mark
-from vlmzoo import registry
-from vlmzoo.config import Config, ConfigError, read_part
+from tests.evaluate.stubs import PROCESSOR, SIDE, Speaker, grey, held, mark
+from vlmzoo.config import ConfigError, read_part
 from vlmzoo.evaluate.loop import Result
 from vlmzoo.evaluate.tasks.documents import RandomChoice, read_document
 
 VQA = {"kind": "scenes", "rows": "vqa", "split": "test", "length": 14, "size": SIDE}
 TRAIN = {**VQA, "split": "train", "length": 40}
-
-
-class InMemory:
-    """Rows as a source."""
-
-    root = None
-    rejected: list[tuple[str, str]] = []
-
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
-
-
-HELD: dict[str, list[Any]] = {}
-
-
-class HeldConfig(Config):
-    """Rows that a test has put into HELD."""
-
-    kind: str = "held_rows"
-    name: str
-
-    def open(self) -> InMemory:
-        return InMemory(HELD[self.name])
-
-
-registry.register("datasets", "held_rows", HeldConfig, "rows of a test")
-
-
-def held(name: str, rows: list[Any]) -> dict[str, str]:
-    HELD[name] = rows
-    return {"kind": "held_rows", "name": name}
-
-
-def grey(value: int) -> dict[str, Any]:
-    return {"image": Image.new("RGB", (SIDE, SIDE), (value, value, value))}
 
 
 def document(number: int, shots: int = 4, answer: str = "dax", **truth: Any) -> Any:

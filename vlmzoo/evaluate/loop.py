@@ -118,6 +118,15 @@ def _plain(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
+def metric_table(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """Metrics as rows: each with its standard error beside it where there is one."""
+    return [
+        {"metric": name, "value": value, "stderr": metrics.get(f"{name}_stderr", "")}
+        for name, value in metrics.items()
+        if not (name.endswith("_stderr") and name.removesuffix("_stderr") in metrics)
+    ]
+
+
 def text_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as aligned text, numbers to three places."""
     if not rows:
