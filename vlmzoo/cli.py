@@ -134,15 +134,18 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
     when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
 ) -> None:
-    """Run the tasks of a run file on a model and show their tables."""
+    """Run the tasks of a run file on a model and show their tables.
+
+    Stopped, it goes on when the same command is given again. On several processes: accelerate launch -m vlmzoo eval ...
+    """
     tree = override(load_yaml(config), overrides or [])
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
 
-    from vlmzoo.evaluate.loop import text_table
-    from vlmzoo.folders import load
-    from vlmzoo.run import EvaluateOptions
+    from vlmzoo import distributed
+    from vlmzoo.evaluate.loop import metric_table, text_table
+    from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
 
     options = read(EvaluateOptions, tree["evaluate"], "evaluate")
@@ -151,13 +154,19 @@ def evaluate(
         raise ConfigError(f"{config}: no evaluate.tasks")
     folder = out or (Path(model) if Path(model).is_dir() else None)
     loaded, processor = load(model)
-    for name, result in run_tasks(loaded, processor, options.tasks, when, folder).items():
+    distributed.start()
+    if folder is not None:
+        kept = f"results go to {folder / 'results' / when}; stopped, the same command goes on after finished batches"
+        logging.getLogger(__name__).info(kept)
+    found = run_tasks(loaded.to(distributed.device()), processor, options.tasks, when, folder)
+    for name, result in found.items() if distributed.is_main() else ():
         print(f"\n{name} ({result.n} rows)")
-        print(text_table([{"metric": key, "value": value} for key, value in result.metrics.items()]))
+        print(text_table(metric_table(result.metrics)))
         if result.table:
             print("\n" + text_table(result.table))
-    if folder is not None:
+    if folder is not None and distributed.is_main():
         print(f"\nwritten to {folder / 'results' / when}")
+    distributed.stop()
 
 
 @app.command()
