@@ -73,9 +73,13 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
     },
     "tasks": {
-        "zero_shot": Entry("vlmzoo.evaluate.tasks:ZeroShotConfig", "classification by similarity to class prompts (needs Aligns)"),
-        "retrieval": Entry("vlmzoo.evaluate.tasks:RetrievalConfig", "recall of the paired text and picture, both ways (needs Aligns)"),
-        "vqa": Entry("vlmzoo.evaluate.tasks:VqaConfig", "answers to questions by kind, pictures swapped beside (needs Speaks)"),
+        "zero_shot": Entry("vlmzoo.evaluate.tasks.alignment:ZeroShotConfig", "classification by similarity to class prompts (needs Aligns)"),
+        "retrieval": Entry("vlmzoo.evaluate.tasks.alignment:RetrievalConfig", "recall of the paired text and picture, both ways, also within groups (needs Aligns)"),
+        "vqa": Entry("vlmzoo.evaluate.tasks.answers:VqaConfig", "answers to questions by kind, pictures swapped beside (needs Speaks)"),
+        "yes_no": Entry("vlmzoo.evaluate.tasks.answers:YesNoConfig", "yes/no questions with POPE's statistics (needs Speaks)"),
+        "captioning": Entry("vlmzoo.evaluate.tasks.captioning:CaptioningConfig", "captions: exact match, attributes, BLEU, ROUGE-L, CIDEr, CIDEr-D (needs Speaks)"),
+        "likelihood": Entry("vlmzoo.evaluate.tasks.likelihood:LikelihoodConfig", "choosing by the likelihood of candidate answers (needs Speaks)"),
+        "few_shot": Entry("vlmzoo.evaluate.tasks.few_shot:FewShotConfig", "accuracy by number of examples in the prompt (needs Speaks)"),
     },
 }  # fmt: skip
 _plugins_loaded = False

@@ -16,8 +16,8 @@ import vlmzoo
 from tests.helpers import LANGUAGES, VISIONS, rows, vision_lm
 from vlmzoo.compose import build, processor_for
 from vlmzoo.config import ConfigError
+from vlmzoo.folders import load
 from vlmzoo.models.base import ZooModel
-from vlmzoo.run import load
 
 TOTALS = {  # parameters of the published checkpoints
     "clip-vit-b-32": 151_277_313, "clip-vit-b-16": 149_620_737, "clip-vit-l-14": 427_616_513,
