@@ -31,6 +31,9 @@ class Layout(str, Enum):
     """Layouts that a model can be exported to."""
 
     transformers = "transformers"
+    original = "original"
+    original_projector = "original-projector"
+    original_lora = "original-lora"
 
 
 class SceneLayout(str, Enum):
@@ -193,14 +196,21 @@ def generate(
 def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
-    to: Annotated[Layout, typer.Option("--to", help="Whose layout")] = Layout.transformers,
+    to: Annotated[
+        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+    ] = Layout.transformers,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The language model that original-projector and original-lora belong to"),
+    ] = None,
 ) -> None:
     """Write a model in a public layout; good only after reading it back there and comparing logits."""
     from vlmzoo.folders import export as write
 
     _quiet()
-    difference = write(source, target, to.value)
-    print(f"{target}: read back by stock {to.value}, logits differ by at most {difference:.1e}")
+    difference = write(source, target, to.value, base=base)
+    reader = "stock transformers" if to is Layout.transformers else "our reader of that layout"
+    print(f"{target}: read back by {reader}, logits differ by at most {difference:.1e}")
 
 
 @app.command()

@@ -7,10 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from vlmzoo.data.scenes.draw import Scene, check_layout, check_split, draw, keyed, pick, scene
+from vlmzoo.data.scenes.draw import draw
 from vlmzoo.data.scenes.rows import _image, _text, _truth
 from vlmzoo.data.scenes.sentences import ATTRIBUTES, ORDINALS, Sentence, reference
 from vlmzoo.data.scenes.text import caption
+from vlmzoo.data.scenes.world import Scene, check_layout, check_split, keyed, pick, scene
 
 Row = dict[str, Any]
 SLOTS, TRIES = 64, 4096  # a document has its own stretch of scene numbers: this many for each of its pictures

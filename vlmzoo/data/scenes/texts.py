@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from vlmzoo.data.scenes.demonstrations import TASKS, Demonstrations
 from vlmzoo.data.scenes.documents import Documents, Numbered, Row
-from vlmzoo.data.scenes.draw import check_layout, keyed, nearest, pick
 from vlmzoo.data.scenes.rows import _text
 from vlmzoo.data.scenes.text import captions, questions
+from vlmzoo.data.scenes.world import check_layout, keyed, nearest, pick
 
 
 class Texts(Numbered):
