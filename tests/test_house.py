@@ -13,8 +13,8 @@ FLOORS: dict[str, int] = {
     "nn": 1, "processing": 1,
     "models": 2, "objectives": 2, "data": 2,
     "compose": 3, "training": 3, "evaluate": 3,
-    "methods": 4, "hub": 4,
-    "run": 5,
+    "methods": 4, "hub": 4, "chat": 4,
+    "run": 5, "terminal": 5, "web": 5,
     "train": 6, "cli": 6, "__main__": 6, "auto": 6, "__init__": 6,
 }  # fmt: skip
 NEVER = {  # room -> rooms it may not import even though they lie lower

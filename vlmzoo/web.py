@@ -1,0 +1,399 @@
+"""A small local page to try a model with pictures: a conversation if it Speaks, named classes if it Aligns.
+
+Nothing is asked of other hosts: no analytics, no web fonts. Every visitor has a conversation of their own; the model
+works for one at a time.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr
+
+from vlmzoo.chat import DOCUMENT, ChatOptions, Conversation
+from vlmzoo.config import ConfigError, read
+from vlmzoo.data.scenes.rows import Scenes
+from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
+from vlmzoo.evaluate.loop import evaluating
+from vlmzoo.evaluate.tasks import zero_shot_head
+from vlmzoo.hub.card import run_facts
+from vlmzoo.processing.image import open_image
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import TEMPLATES
+from vlmzoo.types import RowError, move, offered, require_verb
+
+EXAMPLES = 6
+FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
+MONO = ["ui-monospace", "monospace"]
+CSS = """
+.gradio-container {max-width: 1080px !important; margin: 0 auto !important}
+#about h1 {font-size: 1.5rem; font-weight: 650; margin: .2rem 0; overflow-wrap: anywhere}
+#about p {margin: .15rem 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere}
+#about .random {color: var(--error-text-color, #b45309); font-weight: 600}
+#parts {overflow-x: auto}
+#parts table {border-collapse: collapse; font-size: .9rem; width: 100%}
+#parts th, #parts td {text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--border-color-primary)}
+#parts td.number {text-align: right; font-variant-numeric: tabular-nums}
+"""
+
+
+@dataclass
+class Visit:
+    """One visitor: a conversation, and the picture file that was last put into it."""
+
+    conversation: Conversation
+    picture: str | None = None
+
+    def messages(self, question: str | None = None, answer: str = "...") -> list[dict[str, Any]]:
+        """The history as gradio's messages, then a question that is being answered, its pictures first."""
+        found: list[dict[str, Any]] = []
+        for exchange in self.conversation.exchanges:
+            found += _asked([picture.path for picture in exchange.pictures], exchange.question)
+            found.append({"role": "assistant", "content": exchange.answer.strip() or "(nothing)"})
+        found += _asked([picture.path for picture in self.conversation.waiting], question or "")
+        return (
+            found if question is None else [*found, {"role": "assistant", "content": answer.strip() or "..."}]
+        )
+
+
+def _asked(paths: list[str | None], question: str) -> list[dict[str, Any]]:
+    shown = [{"role": "user", "content": {"path": path, "alt_text": "picture"}} for path in paths if path]
+    return [*shown, {"role": "user", "content": question}] if question else shown
+
+
+# --- a conversation ----------------------------------------------------------------------------------------------
+
+
+class Talk:
+    """The page of a model that Speaks: what its buttons do.
+
+    Args:
+        options: where the controls stand at first.
+    """
+
+    OPTIONS = ("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "template")
+
+    def __init__(self, model: Any, processor: Processor, options: ChatOptions) -> None:
+        self.model, self.processor, self.options = model, processor, options
+        self.lock = threading.Lock()
+        Conversation(model, processor, options)  # now, not at the first question: whether the model speaks
+
+    def visit(self) -> Visit:
+        """A new visitor's."""
+        return Visit(Conversation(self.model, self.processor, self.options, self.lock))
+
+    def ask(self, visit: Visit | None, picture: str | None, question: str, *values: Any) -> Iterator[Any]:
+        """(visit, messages, question box) while the answer grows."""
+        visit = visit or self.visit()
+        yield visit, visit.messages(), question  # the visitor's from now on, whatever becomes of the question
+        with _told():
+            visit.conversation.options = read(
+                ChatOptions, dict(zip(self.OPTIONS, values, strict=True)), "option"
+            )
+            if picture is not None and picture != visit.picture:
+                visit.conversation.show(picture)
+                visit.picture = picture
+            yield from self._growing(visit, question.strip(), again=False)
+
+    def again(self, visit: Visit | None, *values: Any) -> Iterator[Any]:
+        """(visit, messages, question box) while the last question is answered anew."""
+        with _told():
+            if visit is None:
+                raise RowError("nothing has been asked yet")
+            visit.conversation.options = read(
+                ChatOptions, dict(zip(self.OPTIONS, values, strict=True)), "option"
+            )
+            yield from self._growing(visit, "", again=True)
+
+    def _growing(self, visit: Visit, question: str, again: bool) -> Iterator[Any]:
+        if again:
+            before = visit.messages()[:-1]
+        else:
+            before = visit.messages(question)[:-1]
+            yield visit, [*before, {"role": "assistant", "content": "..."}], ""
+        for answer in visit.conversation.stream(question, again):
+            yield visit, [*before, {"role": "assistant", "content": answer.strip() or "..."}], ""
+        if visit.conversation.ended == "cut":
+            gr.Info("The answer reached its longest length; the options allow more.")
+        yield visit, visit.messages(), ""
+
+    def undo(self, visit: Visit | None) -> tuple[Any, ...]:
+        """(visit, messages, question box) without the last question, which is back in the box."""
+        with _told():
+            if visit is None:
+                raise RowError("nothing has been asked yet")
+            taken = visit.conversation.undo()
+            return visit, visit.messages(), taken.question
+
+    def stop(self, visit: Visit | None) -> None:
+        """End the visitor's answer."""
+        if visit is not None:
+            visit.conversation.stop()
+
+    def clear(self, visit: Visit | None) -> tuple[Any, ...]:
+        """(visit, messages, question box, picture) of a visitor who has done nothing yet."""
+        self.stop(visit)
+        return None, [], "", None
+
+    def controls(self) -> list[gr.components.Component]:
+        """The options' controls, in the order of ``OPTIONS``."""
+        start = self.options
+        names = [(f"as trained ({self.processor.template})", ""), *((name, name) for name in TEMPLATES)]
+        return [
+            gr.Slider(1, 512, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
+            gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0 is greedy)"),
+            gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top p"),
+            gr.Slider(1, 8, start.num_beams, step=1, label="Beams"),
+            gr.Number(start.seed, precision=0, minimum=0, label="Seed (empty draws anew)"),
+            gr.Dropdown([*names, DOCUMENT], value=start.template or "", label="Template"),
+        ]
+
+    def build(self, examples: list[list[str]]) -> None:
+        """Lay the page out inside an open ``gr.Blocks``."""
+        visit = gr.State(None, time_to_live=3600)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                picture = _picture_box("Picture for the next question")
+                with gr.Accordion("Options", open=False):
+                    options = self.controls()
+            with gr.Column(scale=3, min_width=280):
+                talk = gr.Chatbot(
+                    label="Conversation", elem_id="talk", height=420, render_markdown=False, buttons=["copy_all"],
+                    placeholder="Choose an example, or a picture of your own, and ask about it.",
+                )  # fmt: skip
+                question = gr.Textbox(
+                    label="Question",
+                    elem_id="question",
+                    placeholder="What is in the picture?",
+                    submit_btn="Ask",
+                )
+                with gr.Row():
+                    buttons = [
+                        gr.Button(name, size="sm", min_width=60)
+                        for name in ("Stop", "Undo", "Retry", "Clear")
+                    ]
+        shown = [visit, talk, question]
+        alone: dict[str, Any] = {
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+            "api_visibility": "private",
+        }
+        asking = question.submit(self.ask, [visit, picture, question, *options], shown, **alone)
+        stop, undo, retry, clear = buttons
+        retrying = retry.click(self.again, [visit, *options], shown, **alone)
+        stop.click(self.stop, [visit], None, queue=False, api_visibility="private")
+        undo.click(self.undo, [visit], shown, **alone)
+        clear.click(
+            self.clear, [visit], [*shown, picture], cancels=[asking, retrying], queue=False, api_visibility="private"
+        )  # fmt: skip
+        chosen = gr.Examples(examples, [picture, question], examples_per_page=EXAMPLES, elem_id="examples")
+        chosen.load_input_event.then(self.ask, [visit, picture, question, *options], shown, **alone)
+
+
+# --- named classes -----------------------------------------------------------------------------------------------
+
+
+class Classify:
+    """The page of a model that Aligns: a picture and names of classes to probabilities."""
+
+    def __init__(self, model: Any, processor: Processor) -> None:
+        self.model, self.processor = model, processor
+        self.lock = threading.Lock()
+
+    def probabilities(self, picture: str | None, names: str, prompts: str) -> dict[str, float]:
+        """Name to probability (they add to 1).
+
+        Args:
+            picture: a file. names: separated by commas. prompts: one a line, with ``{}`` for the name.
+
+        Raises:
+            gr.Error: something is missing or cannot be read.
+        """
+        classes = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+        templates = [line.strip() for line in prompts.splitlines() if line.strip()]
+        with _told():
+            if picture is None or not classes:
+                raise ConfigError("wanted a picture, and names of classes separated by commas")
+            if not templates or any(
+                line.replace("{}", "").count("{") or "{}" not in line for line in templates
+            ):
+                raise ConfigError(
+                    "every prompt needs {} where the name of the class goes, and no other braces"
+                )
+            pixels = self.processor.transform(open_image({"path": picture}))[None]
+            with self.lock, evaluating(self.model):
+                image = self.model.encode_image(move({"pixel_values": pixels}, self.model.device))
+                head = zero_shot_head(self.model, self.processor, classes, templates)
+                shares = (self.model.scale() * image @ head.T).float().softmax(dim=-1)[0]
+            return dict(zip(classes, shares.tolist(), strict=True))
+
+    def build(self, examples: list[list[str]]) -> None:
+        """Lay the page out inside an open ``gr.Blocks``."""
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                picture = _picture_box("Picture")
+            with gr.Column(scale=3, min_width=280):
+                names = gr.Textbox(
+                    label="Classes, separated by commas", elem_id="classes", submit_btn="Classify"
+                )
+                with gr.Accordion("Options", open=False):
+                    prompts = gr.Textbox(
+                        CLASS_TEMPLATES[0], label="Prompts, one a line, {} for the name", lines=2
+                    )
+                bars = gr.Label(label="Probabilities", elem_id="bars", show_heading=False)
+        inputs = [picture, names, prompts]
+        names.submit(self.probabilities, inputs, bars, api_visibility="private")
+        chosen = gr.Examples(examples, [picture, names], examples_per_page=EXAMPLES, elem_id="examples")
+        chosen.load_input_event.then(self.probabilities, inputs, bars, api_visibility="private")
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def page(model: Any, processor: Processor, source: str, options: ChatOptions | None = None) -> gr.Blocks:
+    """The page of a model; what it shows depends on the verbs the model offers.
+
+    Args:
+        source: where the model came from, for the heading. options: where the controls stand at first.
+
+    Raises:
+        VerbError: a model that neither Speaks nor Aligns.
+    """
+    verbs = offered(model)
+    if "Aligns" not in verbs:
+        require_verb(model, "Speaks", "vlmzoo demo")
+    folder = Path(tempfile.mkdtemp(prefix="vlmzoo-demo-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")  # uploads; serve removes them
+    with gr.Blocks(title=f"vlmzoo: {source}", analytics_enabled=False) as blocks:
+        gr.HTML(about(model, source), elem_id="about")
+        if "Speaks" in verbs:
+            with gr.Tab("Talk") if "Aligns" in verbs else gr.Column():
+                Talk(model, processor, options or ChatOptions()).build(_examples(folder, asked=True))
+        if "Aligns" in verbs:
+            with gr.Tab("Classify") if "Speaks" in verbs else gr.Column():
+                Classify(model, processor).build(_examples(folder, asked=False))
+        with gr.Accordion("Parts of the model", open=False):
+            gr.HTML(_table(model.part_table()), elem_id="parts")
+    blocks.folder = folder
+    return blocks
+
+
+def serve(
+    blocks: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, share: bool = False
+) -> tuple[str, Callable[[], None]]:
+    """Start the server of a page.
+
+    Args:
+        port: the first free one from 7860 if None. share: also at a public address, through gradio's own servers.
+
+    Returns:
+        The page's address, and a function that waits until Ctrl-C and then clears up.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    theme = gr.themes.Soft(font=FONTS, font_mono=MONO)
+    _, local, public = blocks.launch(
+        server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
+        footer_links=[], max_file_size="50mb", state_session_capacity=200, enable_monitoring=False, pwa=False,
+        mcp_server=False, theme=theme, css=CSS,
+    )  # fmt: skip
+
+    def wait() -> None:
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            blocks.close(verbose=False)
+        finally:
+            shutil.rmtree(blocks.folder, ignore_errors=True)
+
+    return public or local, wait
+
+
+def about(model: Any, source: str) -> str:
+    """Heading of the page, HTML: the model's name, its size, and whether its weights have learnt anything."""
+    table = model.part_table()
+    count = sum(row["parameters"] for row in table)
+    size = f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
+    return (
+        f"<h1>{html.escape(Path(source).name or source)}</h1>"
+        f"<p>{type(model).__name__}, {size} parameters. {_weights(model, source, table)}</p>"
+    )
+
+
+def _weights(model: Any, source: str, table: list[dict[str, Any]]) -> str:
+    folder = Path(getattr(model.config, "_name_or_path", "") or source)
+    facts = run_facts(folder) if folder.is_dir() else {}
+    if facts.get("run"):
+        return f"Trained by vlmzoo for {int(facts['run']['optim']['steps']):,} steps."
+    if facts.get("parts"):  # what a run leaves
+        return "Trained by vlmzoo."
+    weighty = [row for row in table if row["parameters"]]
+    random = [row["part"] for row in weighty if row["starts from"] == "random"]
+    if len(random) == len(weighty):
+        return '<span class="random">All weights are random: answers mean nothing.</span>'
+    known = f"Weights from {html.escape(str(next(r['starts from'] for r in weighty if r['part'] not in random)))}."
+    return f'{known} <span class="random">Random: {", ".join(random)}.</span>' if random else known
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    head = "<tr><th>part</th><th>kind</th><th>parameters</th><th>starts from</th></tr>"
+    body = "".join(
+        f"<tr><td>{html.escape(row['part'])}</td><td>{html.escape(row['kind'])}</td>"
+        f'<td class="number">{row["parameters"]:,}</td><td>{html.escape(str(row["starts from"]))}</td></tr>'
+        for row in rows
+    )
+    return f"<table>{head}{body}</table>"
+
+
+def _picture_box(label: str) -> gr.Image:
+    return gr.Image(
+        type="filepath",
+        label=label,
+        sources=["upload", "clipboard"],
+        height=320,
+        elem_id="picture",
+        buttons=[],
+    )
+
+
+def _examples(folder: Path, asked: bool) -> list[list[str]]:
+    """Drawn scenes as files, each with a question about it, or with names of classes of which one is right."""
+    source = Scenes("test", "vqa" if asked else "labels", length=64, size=128)
+    found = []
+    for number in range(EXAMPLES):
+        row = source[number]
+        file = folder / f"{'asked' if asked else 'named'}-{number}.png"
+        row["images"][0]["image"].save(file)
+        question = next(
+            (part["text"] for part in row["parts"] if part["role"] == "user" and part["text"]), ""
+        )
+        found.append([str(file), question if asked else _names(source, number)])
+    return found
+
+
+def _names(source: Scenes, number: int) -> str:
+    """The class of a row's only object among those of the rows after it."""
+    names = [source[(number + step) % len(source)]["truth"]["objects"][0]["name"] for step in range(5)]
+    return ", ".join(sorted({with_article(name) for name in names}))
+
+
+class _told:
+    """Mistakes inside are shown to the visitor, and the page goes on."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (ConfigError, RowError, OSError)):
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
