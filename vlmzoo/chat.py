@@ -204,12 +204,12 @@ class Conversation:
         Raises:
             RowError: there is none.
         """
-        kept, self.waiting = self.waiting, []  # pictures of the next question, not of this one
-        last = self.undo()
+        history, kept = list(self.exchanges), self.waiting
+        self.waiting = []  # those belong to the next question, not to this one
         try:
-            return self.ask(last.question, hear)
+            return self.ask(self.undo().question, hear)
         except BaseException:
-            self.exchanges.append(last)
+            self.exchanges = history
             raise
         finally:
             self.waiting = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -100,16 +101,21 @@ class Terminal:
         if not answer.startswith(self._written):  # a tokenizer that tidies what it has said
             self.write("\n")
             self._written = ""
-        self.write(answer[len(self._written) :])
-        self._written = answer
+        new, self._written = answer[len(self._written) :], answer
+        self.write(new)
 
     # --- commands --------------------------------------------------------------------------------------------
 
     def _image(self, rest: str) -> None:
         if not rest:
             raise ConfigError("/image needs the path of a picture")
-        for path in _paths(rest):
-            self.conversation.show(path)
+        waiting = list(self.conversation.waiting)
+        try:
+            for path in _paths(rest):
+                self.conversation.show(path)
+        except MISTAKES:
+            self.conversation.waiting = waiting  # all of them or none
+            raise
         self.tell(f"{_pictures(len(self.conversation.waiting))} with the next question")
 
     def _retry(self, rest: str) -> None:
@@ -144,7 +150,7 @@ class Terminal:
     def _save(self, rest: str) -> None:
         if not rest:
             raise ConfigError("/save needs the name of a file")
-        file = Path(_paths(rest)[0]).expanduser()
+        file = Path(os.path.expanduser(rest))
         if file.exists() and file != self._saved:
             raise ConfigError(f"/save: {file} exists; nothing was written")
         self._saved = self.conversation.save(file)
@@ -165,12 +171,13 @@ def _is_command(line: str) -> bool:
 
 def _paths(rest: str) -> list[str]:
     """One path with spaces in it, or several by the rules of a shell (as files dropped on a terminal are written)."""
-    if Path(rest).expanduser().exists():
-        return [rest]
     try:
-        return shlex.split(rest)
+        several = shlex.split(rest)
     except ValueError:  # a lone quote
+        several = []
+    if not several or Path(os.path.expanduser(rest)).exists():
         return [rest]
+    return several if Path(os.path.expanduser(several[0])).exists() else [rest]
 
 
 def _pictures(count: int) -> str:

@@ -11,8 +11,10 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,22 @@ EXAMPLES = 6
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 CSS = """
-.gradio-container {max-width: 1080px !important; margin: 0 auto !important}
+.gradio-container {width: 100% !important; max-width: 1080px !important; margin: 0 auto !important}
 #about h1 {font-size: 1.5rem; font-weight: 650; margin: .2rem 0; overflow-wrap: anywhere}
-#about p {margin: .15rem 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere}
+#about p {margin: .15rem 0; overflow-wrap: anywhere}
+#talk img {max-height: 9rem; width: auto}
+#talk .message-buttons {display: none}  /* gradio offers to share pictures with another host there */
 #about .random {color: var(--error-text-color, #b45309); font-weight: 600}
 #parts {overflow-x: auto}
 #parts table {border-collapse: collapse; font-size: .9rem; width: 100%}
 #parts th, #parts td {text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--border-color-primary)}
 #parts td.number {text-align: right; font-variant-numeric: tabular-nums}
 """
+
+
+# events that run the model wait for each other; the rest need not wait
+ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 
 
 @dataclass
@@ -93,47 +102,46 @@ class Talk:
         return Visit(Conversation(self.model, self.processor, self.options, self.lock))
 
     def ask(self, visit: Visit | None, picture: str | None, question: str, *values: Any) -> Iterator[Any]:
-        """(visit, messages, question box) while the answer grows."""
+        """(visit, messages, question box) while the answer grows; a mistake is told and changes nothing."""
         visit = visit or self.visit()
         yield visit, visit.messages(), question  # the visitor's from now on, whatever becomes of the question
-        with _told():
-            visit.conversation.options = read(
-                ChatOptions, dict(zip(self.OPTIONS, values, strict=True)), "option"
-            )
+        with _told() as mistake:
+            self._set(visit, values)
             if picture is not None and picture != visit.picture:
                 visit.conversation.show(picture)
                 visit.picture = picture
-            yield from self._growing(visit, question.strip(), again=False)
+            before = visit.messages(question.strip())[:-1]
+            yield from self._growing(visit, before, visit.conversation.stream(question.strip()))
+        yield visit, visit.messages(), question if mistake else ""
 
-    def again(self, visit: Visit | None, *values: Any) -> Iterator[Any]:
+    def again(self, visit: Visit | None, question: str, *values: Any) -> Iterator[Any]:
         """(visit, messages, question box) while the last question is answered anew."""
+        visit = visit or self.visit()
         with _told():
-            if visit is None:
-                raise RowError("nothing has been asked yet")
-            visit.conversation.options = read(
-                ChatOptions, dict(zip(self.OPTIONS, values, strict=True)), "option"
-            )
-            yield from self._growing(visit, "", again=True)
-
-    def _growing(self, visit: Visit, question: str, again: bool) -> Iterator[Any]:
-        if again:
+            self._set(visit, values)
             before = visit.messages()[:-1]
-        else:
-            before = visit.messages(question)[:-1]
-            yield visit, [*before, {"role": "assistant", "content": "..."}], ""
-        for answer in visit.conversation.stream(question, again):
+            for _, messages, _ in self._growing(visit, before, visit.conversation.stream(again=True)):
+                yield visit, messages, question
+        yield visit, visit.messages(), question
+
+    def _set(self, visit: Visit, values: Sequence[Any]) -> None:
+        visit.conversation.options = read(
+            ChatOptions, dict(zip(self.OPTIONS, values, strict=True)), "options"
+        )
+
+    def _growing(self, visit: Visit, before: list[dict[str, Any]], answers: Iterator[str]) -> Iterator[Any]:
+        for answer in chain(("",), answers):
             yield visit, [*before, {"role": "assistant", "content": answer.strip() or "..."}], ""
         if visit.conversation.ended == "cut":
-            gr.Info("The answer reached its longest length; the options allow more.")
-        yield visit, visit.messages(), ""
+            gr.Info("The answer was cut at its longest length; the options allow more.")
 
     def undo(self, visit: Visit | None) -> tuple[Any, ...]:
         """(visit, messages, question box) without the last question, which is back in the box."""
+        visit = visit or self.visit()
+        question = ""
         with _told():
-            if visit is None:
-                raise RowError("nothing has been asked yet")
-            taken = visit.conversation.undo()
-            return visit, visit.messages(), taken.question
+            question = visit.conversation.undo().question
+        return visit, visit.messages(), question
 
     def stop(self, visit: Visit | None) -> None:
         """End the visitor's answer."""
@@ -148,56 +156,51 @@ class Talk:
     def controls(self) -> list[gr.components.Component]:
         """The options' controls, in the order of ``OPTIONS``."""
         start = self.options
-        names = [(f"as trained ({self.processor.template})", ""), *((name, name) for name in TEMPLATES)]
         return [
             gr.Slider(1, 512, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
             gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0 is greedy)"),
             gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top p"),
             gr.Slider(1, 8, start.num_beams, step=1, label="Beams"),
             gr.Number(start.seed, precision=0, minimum=0, label="Seed (empty draws anew)"),
-            gr.Dropdown([*names, DOCUMENT], value=start.template or "", label="Template"),
+            gr.Dropdown(
+                [*TEMPLATES, DOCUMENT], value=start.template or self.processor.template, label="Template"
+            ),
         ]
 
-    def build(self, examples: list[list[str]]) -> None:
+    def build(self, examples: list[tuple[str, str]]) -> None:
         """Lay the page out inside an open ``gr.Blocks``."""
         visit = gr.State(None, time_to_live=3600)
+        note = self.visit().conversation.note
+        if note:
+            gr.HTML(f"<p>{html.escape(note)}</p>")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                picture = _picture_box("Picture for the next question")
+                picture = _picture_box()
                 with gr.Accordion("Options", open=False):
                     options = self.controls()
             with gr.Column(scale=3, min_width=280):
                 talk = gr.Chatbot(
-                    label="Conversation", elem_id="talk", height=420, render_markdown=False, buttons=["copy_all"],
-                    placeholder="Choose an example, or a picture of your own, and ask about it.",
+                    label="Conversation", elem_id="talk", height=400, render_markdown=False, buttons=["copy_all"],
+                    allow_file_downloads=False,
+                    placeholder="Choose a picture and ask about it.",
                 )  # fmt: skip
                 question = gr.Textbox(
-                    label="Question",
-                    elem_id="question",
-                    placeholder="What is in the picture?",
-                    submit_btn="Ask",
+                    label="Question", elem_id="question", placeholder="What is in the picture?"
                 )
+                ask = gr.Button("Ask", variant="primary")
                 with gr.Row():
-                    buttons = [
+                    stop, undo, retry, clear = (
                         gr.Button(name, size="sm", min_width=60)
                         for name in ("Stop", "Undo", "Retry", "Clear")
-                    ]
+                    )
         shown = [visit, talk, question]
-        alone: dict[str, Any] = {
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
-            "api_visibility": "private",
-        }
-        asking = question.submit(self.ask, [visit, picture, question, *options], shown, **alone)
-        stop, undo, retry, clear = buttons
-        retrying = retry.click(self.again, [visit, *options], shown, **alone)
-        stop.click(self.stop, [visit], None, queue=False, api_visibility="private")
-        undo.click(self.undo, [visit], shown, **alone)
-        clear.click(
-            self.clear, [visit], [*shown, picture], cancels=[asking, retrying], queue=False, api_visibility="private"
-        )  # fmt: skip
-        chosen = gr.Examples(examples, [picture, question], examples_per_page=EXAMPLES, elem_id="examples")
-        chosen.load_input_event.then(self.ask, [visit, picture, question, *options], shown, **alone)
+        asked = [visit, picture, question, *options]
+        clicked = _examples(examples, [picture, question]).then(self.ask, asked, shown, **ALONE)
+        asking = gr.on([ask.click, question.submit], self.ask, asked, shown, **ALONE)
+        retrying = retry.click(self.again, [visit, question, *options], shown, **ALONE)
+        undo.click(self.undo, [visit], shown, **ALONE)
+        stop.click(self.stop, [visit], None, **AT_ONCE)
+        clear.click(self.clear, [visit], [*shown, picture], cancels=[asking, retrying, clicked], **AT_ONCE)
 
 
 # --- named classes -----------------------------------------------------------------------------------------------
@@ -216,45 +219,40 @@ class Classify:
         Args:
             picture: a file. names: separated by commas. prompts: one a line, with ``{}`` for the name.
 
-        Raises:
-            gr.Error: something is missing or cannot be read.
+        Returns:
+            Nothing if something is missing or cannot be read; the visitor is told what.
         """
         classes = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
         templates = [line.strip() for line in prompts.splitlines() if line.strip()]
         with _told():
             if picture is None or not classes:
                 raise ConfigError("wanted a picture, and names of classes separated by commas")
-            if not templates or any(
-                line.replace("{}", "").count("{") or "{}" not in line for line in templates
-            ):
-                raise ConfigError(
-                    "every prompt needs {} where the name of the class goes, and no other braces"
-                )
+            if not templates or any(line.count("{}") != 1 or line.count("{") != 1 for line in templates):
+                raise ConfigError("a prompt has {} where the name of the class goes, and no other braces")
             pixels = self.processor.transform(open_image({"path": picture}))[None]
             with self.lock, evaluating(self.model):
                 image = self.model.encode_image(move({"pixel_values": pixels}, self.model.device))
                 head = zero_shot_head(self.model, self.processor, classes, templates)
                 shares = (self.model.scale() * image @ head.T).float().softmax(dim=-1)[0]
             return dict(zip(classes, shares.tolist(), strict=True))
+        return {}
 
-    def build(self, examples: list[list[str]]) -> None:
+    def build(self, examples: list[tuple[str, str]]) -> None:
         """Lay the page out inside an open ``gr.Blocks``."""
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                picture = _picture_box("Picture")
+                picture = _picture_box()
             with gr.Column(scale=3, min_width=280):
-                names = gr.Textbox(
-                    label="Classes, separated by commas", elem_id="classes", submit_btn="Classify"
-                )
+                names = gr.Textbox(label="Classes, separated by commas", elem_id="classes")
+                classify = gr.Button("Classify", variant="primary")
+                bars = gr.Label(label="Probabilities", elem_id="bars", show_heading=False)
                 with gr.Accordion("Options", open=False):
                     prompts = gr.Textbox(
                         CLASS_TEMPLATES[0], label="Prompts, one a line, {} for the name", lines=2
                     )
-                bars = gr.Label(label="Probabilities", elem_id="bars", show_heading=False)
         inputs = [picture, names, prompts]
-        names.submit(self.probabilities, inputs, bars, api_visibility="private")
-        chosen = gr.Examples(examples, [picture, names], examples_per_page=EXAMPLES, elem_id="examples")
-        chosen.load_input_event.then(self.probabilities, inputs, bars, api_visibility="private")
+        gr.on([classify.click, names.submit], self.probabilities, inputs, bars, **ALONE)
+        _examples(examples, [picture, names]).then(self.probabilities, inputs, bars, **ALONE)
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
@@ -278,10 +276,10 @@ def page(model: Any, processor: Processor, source: str, options: ChatOptions | N
         gr.HTML(about(model, source), elem_id="about")
         if "Speaks" in verbs:
             with gr.Tab("Talk") if "Aligns" in verbs else gr.Column():
-                Talk(model, processor, options or ChatOptions()).build(_examples(folder, asked=True))
+                Talk(model, processor, options or ChatOptions()).build(_scenes(folder, asked=True))
         if "Aligns" in verbs:
             with gr.Tab("Classify") if "Speaks" in verbs else gr.Column():
-                Classify(model, processor).build(_examples(folder, asked=False))
+                Classify(model, processor).build(_scenes(folder, asked=False))
         with gr.Accordion("Parts of the model", open=False):
             gr.HTML(_table(model.part_table()), elem_id="parts")
     blocks.folder = folder
@@ -356,44 +354,47 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return f"<table>{head}{body}</table>"
 
 
-def _picture_box(label: str) -> gr.Image:
+def _picture_box() -> gr.Image:
     return gr.Image(
-        type="filepath",
-        label=label,
-        sources=["upload", "clipboard"],
-        height=320,
-        elem_id="picture",
-        buttons=[],
-    )
+        type="filepath", label="Picture", sources=["upload", "clipboard"], height=280, elem_id="picture", buttons=[]
+    )  # fmt: skip
 
 
-def _examples(folder: Path, asked: bool) -> list[list[str]]:
+def _examples(
+    examples: list[tuple[str, str]], outputs: list[gr.components.Component]
+) -> gr.events.Dependency:
+    """A row of pictures; a click puts one and its text into ``outputs``."""
+    thumbnails = gr.Dataset(
+        components=[gr.Image(visible=False)], samples=[[file] for file, _ in examples], type="index",
+        label="Examples", elem_id="examples",
+    )  # fmt: skip
+    return thumbnails.click(lambda number: examples[number], thumbnails, outputs, **AT_ONCE)
+
+
+def _scenes(folder: Path, asked: bool) -> list[tuple[str, str]]:
     """Drawn scenes as files, each with a question about it, or with names of classes of which one is right."""
-    source = Scenes("test", "vqa" if asked else "labels", length=64, size=128)
+    source = Scenes("test", "vqa" if asked else "labels", length=64, size=256)
     found = []
     for number in range(EXAMPLES):
         row = source[number]
         file = folder / f"{'asked' if asked else 'named'}-{number}.png"
         row["images"][0]["image"].save(file)
-        question = next(
-            (part["text"] for part in row["parts"] if part["role"] == "user" and part["text"]), ""
-        )
-        found.append([str(file), question if asked else _names(source, number)])
+        found.append((str(file), row["truth"]["question"] if asked else _names(source, number)))
     return found
 
 
 def _names(source: Scenes, number: int) -> str:
     """The class of a row's only object among those of the rows after it."""
-    names = [source[(number + step) % len(source)]["truth"]["objects"][0]["name"] for step in range(5)]
+    names = [source[number + step]["truth"]["objects"][0]["name"] for step in range(5)]
     return ", ".join(sorted({with_article(name) for name in names}))
 
 
-class _told:
-    """Mistakes inside are shown to the visitor, and the page goes on."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (ConfigError, RowError, OSError)):
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    """Mistakes inside are shown to the visitor, and listed, and the page goes on."""
+    mistakes: list[str] = []
+    try:
+        yield mistakes
+    except (ConfigError, RowError, OSError) as error:
+        mistakes.append(str(error))
+        gr.Warning(html.escape(str(error)))

@@ -150,9 +150,7 @@ class Processor(ProcessorMixin):
         length = self.max_length if self.pad_to_max else None
         return self.pad([self.caption_ids(text) for text in texts], length=length)
 
-    def prompt_ids(
-        self, parts: Sequence[Part], name: str | None = None, document: bool = False
-    ) -> list[int]:
+    def prompt_ids(self, parts: Sequence[Part], name: str | None = None, document: bool = False) -> list[int]:
         """Ids of a prompt: up to where the assistant is to speak, or (``document``) of a text that is to go on.
 
         Args:
