@@ -437,3 +437,9 @@ def test_chats_that_cannot_begin(folder: Path) -> None:
     assert "no folder 'no/such/model'" in refused("chat", "no/such/model")
     with pytest.raises(VerbError, match="needs a model that Speaks"):
         Conversation(torch.nn.Linear(1, 1), vision_lm()[1])
+
+
+def test_a_page_without_gradio_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "vlmzoo.web", raising=False)
+    assert "pip install 'vlmzoo[demo]'" in refused("demo", folder / "talks")

@@ -6,6 +6,7 @@ works for one at a time.
 
 from __future__ import annotations
 
+import atexit
 import html
 import os
 import shutil
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,21 +65,23 @@ class Visit:
     conversation: Conversation
     picture: str | None = None
 
-    def messages(self, question: str | None = None, answer: str = "...") -> list[dict[str, Any]]:
-        """The history as gradio's messages, then a question that is being answered, its pictures first."""
+    def messages(self, question: str = "") -> list[dict[str, Any]]:
+        """The history as gradio's messages, then the pictures that wait and the question they wait for."""
         found: list[dict[str, Any]] = []
         for exchange in self.conversation.exchanges:
             found += _asked([picture.path for picture in exchange.pictures], exchange.question)
-            found.append({"role": "assistant", "content": exchange.answer.strip() or "(nothing)"})
-        found += _asked([picture.path for picture in self.conversation.waiting], question or "")
-        return (
-            found if question is None else [*found, {"role": "assistant", "content": answer.strip() or "..."}]
-        )
+            found.append(_message("assistant", exchange.answer.strip() or "(nothing)"))
+        return [*found, *_asked([picture.path for picture in self.conversation.waiting], question)]
 
 
 def _asked(paths: list[str | None], question: str) -> list[dict[str, Any]]:
     shown = [{"role": "user", "content": {"path": path, "alt_text": "picture"}} for path in paths if path]
-    return [*shown, {"role": "user", "content": question}] if question else shown
+    return [*shown, _message("user", question)] if question else shown
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    """Text as text: gradio reads it as HTML, and a literal ``<image>`` would be a tag that nobody sees."""
+    return {"role": role, "content": html.escape(text, quote=False)}
 
 
 # --- a conversation ----------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ class Talk:
             if picture is not None and picture != visit.picture:
                 visit.conversation.show(picture)
                 visit.picture = picture
-            before = visit.messages(question.strip())[:-1]
+            before = visit.messages(question.strip())
             yield from self._growing(visit, before, visit.conversation.stream(question.strip()))
         yield visit, visit.messages(), question if mistake else ""
 
@@ -119,7 +123,7 @@ class Talk:
         visit = visit or self.visit()
         with _told():
             self._set(visit, values)
-            before = visit.messages()[:-1]
+            before = visit.messages()[: -1 - len(visit.conversation.waiting)]  # up to the answer
             for _, messages, _ in self._growing(visit, before, visit.conversation.stream(again=True)):
                 yield visit, messages, question
         yield visit, visit.messages(), question
@@ -131,7 +135,7 @@ class Talk:
 
     def _growing(self, visit: Visit, before: list[dict[str, Any]], answers: Iterator[str]) -> Iterator[Any]:
         for answer in chain(("",), answers):
-            yield visit, [*before, {"role": "assistant", "content": answer.strip() or "..."}], ""
+            yield visit, [*before, _message("assistant", answer.strip() or "...")], ""
         if visit.conversation.ended == "cut":
             gr.Info("The answer was cut at its longest length; the options allow more.")
 
@@ -270,8 +274,7 @@ def page(model: Any, processor: Processor, source: str, options: ChatOptions | N
     verbs = offered(model)
     if "Aligns" not in verbs:
         require_verb(model, "Speaks", "vlmzoo demo")
-    folder = Path(tempfile.mkdtemp(prefix="vlmzoo-demo-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "files")  # uploads; serve removes them
+    folder = _folder()
     with gr.Blocks(title=f"vlmzoo: {source}", analytics_enabled=False) as blocks:
         gr.HTML(about(model, source), elem_id="about")
         if "Speaks" in verbs:
@@ -282,7 +285,6 @@ def page(model: Any, processor: Processor, source: str, options: ChatOptions | N
                 Classify(model, processor).build(_scenes(folder, asked=False))
         with gr.Accordion("Parts of the model", open=False):
             gr.HTML(_table(model.part_table()), elem_id="parts")
-    blocks.folder = folder
     return blocks
 
 
@@ -295,7 +297,7 @@ def serve(
         port: the first free one from 7860 if None. share: also at a public address, through gradio's own servers.
 
     Returns:
-        The page's address, and a function that waits until Ctrl-C and then clears up.
+        The page's address, and a function that waits until Ctrl-C and then stops it.
 
     Raises:
         OSError: the port is taken.
@@ -312,8 +314,6 @@ def serve(
             threading.Event().wait()
         except KeyboardInterrupt:
             blocks.close(verbose=False)
-        finally:
-            shutil.rmtree(blocks.folder, ignore_errors=True)
 
     return public or local, wait
 
@@ -324,7 +324,7 @@ def about(model: Any, source: str) -> str:
     count = sum(row["parameters"] for row in table)
     size = f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
     return (
-        f"<h1>{html.escape(Path(source).name or source)}</h1>"
+        f"<h1>{html.escape(Path(source).resolve().name if Path(source).is_dir() else source)}</h1>"
         f"<p>{type(model).__name__}, {size} parameters. {_weights(model, source, table)}</p>"
     )
 
@@ -352,6 +352,15 @@ def _table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     )
     return f"<table>{head}{body}</table>"
+
+
+@cache
+def _folder() -> Path:
+    """Where this process keeps examples and what visitors upload; removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="vlmzoo-demo-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _picture_box() -> gr.Image:
