@@ -60,10 +60,15 @@ AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 
 @dataclass
 class Visit:
-    """One visitor: a conversation, and the picture file that was last put into it."""
+    """One visitor: a conversation, the picture file that was last put into it, whether it has been cleared."""
 
     conversation: Conversation
     picture: str | None = None
+    cleared: bool = False
+
+    def shown(self, messages: list[dict[str, Any]], question: str) -> tuple[Any, ...]:
+        """(visit, messages, question box); those of a new visitor if an answer comes after all has been cleared."""
+        return (None, [], gr.skip()) if self.cleared else (self, messages, question)
 
     def messages(self, question: str = "") -> list[dict[str, Any]]:
         """The history as gradio's messages, then the pictures that wait and the question they wait for."""
@@ -108,15 +113,17 @@ class Talk:
     def ask(self, visit: Visit | None, picture: str | None, question: str, *values: Any) -> Iterator[Any]:
         """(visit, messages, question box) while the answer grows; a mistake is told and changes nothing."""
         visit = visit or self.visit()
-        yield visit, visit.messages(), question  # the visitor's from now on, whatever becomes of the question
+        yield visit.shown(
+            visit.messages(), question
+        )  # the visitor's from now on, whatever becomes of the question
         with _told() as mistake:
             self._set(visit, values)
             if picture is not None and picture != visit.picture:
                 visit.conversation.show(picture)
                 visit.picture = picture
             before = visit.messages(question.strip())
-            yield from self._growing(visit, before, visit.conversation.stream(question.strip()))
-        yield visit, visit.messages(), question if mistake else ""
+            yield from self._growing(visit, before, visit.conversation.stream(question.strip()), "")
+        yield visit.shown(visit.messages(), question if mistake else "")
 
     def again(self, visit: Visit | None, question: str, *values: Any) -> Iterator[Any]:
         """(visit, messages, question box) while the last question is answered anew."""
@@ -124,18 +131,19 @@ class Talk:
         with _told():
             self._set(visit, values)
             before = visit.messages()[: -1 - len(visit.conversation.waiting)]  # up to the answer
-            for _, messages, _ in self._growing(visit, before, visit.conversation.stream(again=True)):
-                yield visit, messages, question
-        yield visit, visit.messages(), question
+            yield from self._growing(visit, before, visit.conversation.stream(again=True), question)
+        yield visit.shown(visit.messages(), question)
 
     def _set(self, visit: Visit, values: Sequence[Any]) -> None:
         visit.conversation.options = read(
             ChatOptions, dict(zip(self.OPTIONS, values, strict=True)), "options"
         )
 
-    def _growing(self, visit: Visit, before: list[dict[str, Any]], answers: Iterator[str]) -> Iterator[Any]:
+    def _growing(
+        self, visit: Visit, before: list[dict[str, Any]], answers: Iterator[str], question: str
+    ) -> Iterator[Any]:
         for answer in chain(("",), answers):
-            yield visit, [*before, _message("assistant", answer.strip() or "...")], ""
+            yield visit.shown([*before, _message("assistant", answer.strip() or "...")], question)
         if visit.conversation.ended == "cut":
             gr.Info("The answer was cut at its longest length; the options allow more.")
 
@@ -155,6 +163,8 @@ class Talk:
     def clear(self, visit: Visit | None) -> tuple[Any, ...]:
         """(visit, messages, question box, picture) of a visitor who has done nothing yet."""
         self.stop(visit)
+        if visit is not None:
+            visit.cleared = True
         return None, [], "", None
 
     def controls(self) -> list[gr.components.Component]:
@@ -199,12 +209,13 @@ class Talk:
                     )
         shown = [visit, talk, question]
         asked = [visit, picture, question, *options]
-        clicked = _examples(examples, [picture, question]).then(self.ask, asked, shown, **ALONE)
-        asking = gr.on([ask.click, question.submit], self.ask, asked, shown, **ALONE)
-        retrying = retry.click(self.again, [visit, question, *options], shown, **ALONE)
+        _examples(examples, [picture, question]).then(self.ask, asked, shown, **ALONE)
+        gr.on([ask.click, question.submit], self.ask, asked, shown, **ALONE)
+        retry.click(self.again, [visit, question, *options], shown, **ALONE)
         undo.click(self.undo, [visit], shown, **ALONE)
         stop.click(self.stop, [visit], None, **AT_ONCE)
-        clear.click(self.clear, [visit], [*shown, picture], cancels=[asking, retrying, clicked], **AT_ONCE)
+        # the chatbot's own bin would clear the page and not the conversation
+        gr.on([clear.click, talk.clear], self.clear, [visit], [*shown, picture], **AT_ONCE)
 
 
 # --- named classes -----------------------------------------------------------------------------------------------
