@@ -13,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from vlmzoo.processing.image import ImageTransform, frames_of, open_image
 from vlmzoo.processing.text import Segment, SegmentTokenizer, Template, template
-from vlmzoo.types import IGNORE_INDEX, Row, RowError
+from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError
 
 IMAGE = "<image>"
 
@@ -193,6 +193,28 @@ class Processor(ProcessorMixin):
         """Texts for a dual encoder, right-padded [B, T]."""
         length = self.max_length if self.pad_to_max else None
         return self.pad([self.caption_ids(text) for text in texts], length=length)
+
+    def prompt_ids(self, parts: Sequence[Part], name: str | None = None, document: bool = False) -> list[int]:
+        """Ids of a prompt: up to where the assistant is to speak, or (``document``) of a text that is to go on.
+
+        Args:
+            parts: in reading order; those of a document have the role ``text``.
+        """
+        if not document:
+            return self.segments.encode(template(name or self.template).segments(parts, prompt=True))[0]
+        written = self.chat.segments(parts)
+        return self.segments.encode(written[:-1])[0]  # without the end token
+
+    def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
+        """Arguments of transformers' ``generate`` that end an answer where the template ends one."""
+        fill, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        after = "" if document else template(name or self.template).answer[1]
+        text, *controls = self.segments.split(after)
+        ends = [end] if end is not None else []
+        if controls and not text:
+            ends.append(self.segments.controls[controls[0]])
+        words = {"stop_strings": [text], "tokenizer": self.tokenizer} if text else {}
+        return {"eos_token_id": ends or None, "pad_token_id": end if fill is None else fill, **words}
 
     def __call__(
         self,
