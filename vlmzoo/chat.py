@@ -257,7 +257,7 @@ class Conversation:
 
     @property
     def _template(self) -> str:
-        return self.options.template or self.processor.template
+        return (not self._document and self.options.template) or self.processor.template
 
     def row(self, *more: Exchange) -> Row:
         """The history, and ``more`` after it, as a canonical row; an answer that is still empty is left out last."""
