@@ -31,7 +31,9 @@ def opened(text: str, names: set[str]) -> str:
             section = line.strip()
         elif line.strip() and not line.startswith(" "):
             section = ""
-        lines.extend(entries(line, names, section == "Raises:") if section and line.startswith(" ") else [line])
+        lines.extend(
+            entries(line, names, section == "Raises:") if section and line.startswith(" ") else [line]
+        )
     return "\n".join(lines)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from vlmzoo import load
 from vlmzoo.config import parse_yaml
 from vlmzoo.data.scenes import Scenes
-from vlmzoo.run import export, read_run, train
+from vlmzoo.folders import export
+from vlmzoo.run import read_run, train
 
 OUT = Path("runs/examples/export")
 TRAINED = Path("runs/quickstart/llava")

@@ -138,7 +138,8 @@ def evaluate(
         raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
 
     from vlmzoo.evaluate.loop import text_table
-    from vlmzoo.run import EvaluateOptions, load
+    from vlmzoo.folders import load
+    from vlmzoo.run import EvaluateOptions
     from vlmzoo.run import evaluate as run_tasks
 
     options = read(EvaluateOptions, tree["evaluate"], "evaluate")
@@ -166,8 +167,8 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 answers greedily")] = 0.0,
 ) -> None:
     """Ask a model about a picture."""
+    from vlmzoo.folders import load
     from vlmzoo.processing.image import open_image
-    from vlmzoo.run import load
     from vlmzoo.types import require_verb
 
     _quiet()
@@ -195,11 +196,23 @@ def export(
     to: Annotated[Layout, typer.Option("--to", help="Whose layout")] = Layout.transformers,
 ) -> None:
     """Write a model in a public layout; good only after reading it back there and comparing logits."""
-    from vlmzoo.run import export as write
+    from vlmzoo.folders import export as write
 
     _quiet()
     difference = write(source, target, to.value)
     print(f"{target}: read back by stock {to.value}, logits differ by at most {difference:.1e}")
+
+
+@app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="A run folder with LoRA adapters")],
+    target: Annotated[Path, typer.Argument(help="The folder to write")],
+) -> None:
+    """Write a model with LoRA adapters as a plain one, the adapters added into its weights."""
+    from vlmzoo.folders import merge as write
+
+    _quiet()
+    print(f"{target}: {write(source, target)} adapters merged into the weights they stood beside")
 
 
 @app.command()

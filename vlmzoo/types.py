@@ -140,8 +140,8 @@ class Task(Protocol):
     name: str
     verb: str
 
-    def run(self, model: Any, processor: Any) -> Any:
-        """Evaluate and return the result."""
+    def run(self, model: Any, processor: Any, progress: Any = None) -> Any:
+        """Evaluate and return the result; with ``progress``, keep finished batches and go on after them."""
 
 
 def offered(model: Any) -> list[str]:

@@ -30,6 +30,7 @@ class DualEncoderConfig(PreTrainedConfig):
         projection_dim: E; None for towers that end in the shared space themselves (SigLIP).
         logit_scale: start of the scale's logarithm. logit_bias: start of SigLIP's bias; None for none.
         starts: for each part, where its weights came from ("random" if absent).
+        lora: part to the options of the adapter in it (see ``vlmzoo.nn.lora``); the model is built with it.
     """
 
     model_type = "vlmzoo_dual_encoder"
@@ -44,6 +45,7 @@ class DualEncoderConfig(PreTrainedConfig):
     logit_scale: float = math.log(1 / 0.07)
     logit_bias: float | None = None
     starts: dict | None = None
+    lora: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -94,6 +96,7 @@ class DualEncoder(ZooModel):
             None if config.logit_bias is None else nn.Parameter(torch.tensor(float(config.logit_bias)))
         )
         self.post_init()
+        self.put_in_lora()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

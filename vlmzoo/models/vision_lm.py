@@ -35,6 +35,7 @@ class VisionLMConfig(PreTrainedConfig):
         connector, fusion: mappings with a ``kind``, validated against the registry.
         image_token_id: the id of ``<image>`` in the language model's vocabulary.
         starts: for each part, where its weights came from ("random" if absent).
+        lora: part to the options of the adapter in it (see ``vlmzoo.nn.lora``); the model is built with it.
     """
 
     model_type = "vlmzoo_vision_lm"
@@ -49,6 +50,7 @@ class VisionLMConfig(PreTrainedConfig):
     fusion: dict | None = None
     image_token_id: int = 2
     starts: dict | None = None
+    lora: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -116,6 +118,7 @@ class VisionLM(ZooModel, GenerationMixin):
         if not self.fusion.in_prompt:
             self.fusion.attach(lm.decoder_layers(self.language))
         self.post_init()
+        self.put_in_lora()
 
     # --- the transformers contract ---------------------------------------------------------------------------
 

@@ -109,8 +109,14 @@ class Processor(ProcessorMixin):
 
     # --- inference -------------------------------------------------------------------------------------------
 
-    def prompts(self, rows: Sequence[Row], root: Any = None, name: str | None = None) -> dict[str, Tensor]:
+    def prompts(
+        self, rows: Sequence[Row], root: Any = None, name: str | None = None, whole: bool = False
+    ) -> dict[str, Tensor]:
         """Left-padded prompts of rows, ending where the assistant is to speak, with their pictures.
+
+        Args:
+            whole: rows are documents to be gone on with where they end; otherwise what stands after the last
+                question, or after the last picture of a document, is the answer and left out.
 
         Raises:
             RowError: a picture that cannot be read, or that stands in the answer that is left out.
@@ -118,7 +124,8 @@ class Processor(ProcessorMixin):
         chosen = template(name or self.template)
         encoded, pictures = [], []
         for row in rows:
-            segments = chosen.segments(row["parts"], prompt=True)
+            segments = chosen.segments(row["parts"], prompt=not whole)
+            segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
             places = sum(segment.kind == "image" for segment in segments)
             if places != len(row["images"]):
                 raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
-from vlmzoo.data.scenes.draw import CLASSES, NOVEL_CLASSES
+from vlmzoo.data.scenes.draw import CLASSES, COLOURS, NOVEL_CLASSES, SHAPES, SIZES
 from vlmzoo.data.scenes.rows import Scenes
-from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
+from vlmzoo.data.scenes.text import ANSWERS, CLASS_TEMPLATES, with_article
 
 
 class ScenesSource(Scenes):
@@ -29,6 +29,11 @@ class ScenesSource(Scenes):
     def class_templates(self) -> tuple[str, ...]:
         """Prompts around a class name."""
         return CLASS_TEMPLATES
+
+    @property
+    def attribute_words(self) -> dict[str, tuple[str, ...]]:
+        """The words for each attribute of an object, by its name in ``truth["objects"]``."""
+        return {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": ANSWERS["place"]}
 
 
 class ScenesConfig(Config):
