@@ -61,8 +61,12 @@ def known(words: str, names: set[str], errors: bool) -> bool:
 
 
 def roles(text: str) -> str:
-    """Sphinx roles as Markdown: whole paths are links, other names are code."""
-    return ROLE.sub(lambda m: f"[`{m[1]}`][{m[1]}]" if m[1].startswith("vlmzoo.") else f"`{m[1]}`", text)
+    """Sphinx roles as Markdown: whole paths are links, other names are code. ``[a][b]`` in words is no link."""
+    pieces = text.split("`")
+    pieces[::2] = [words.replace("][", "]\\[") for words in pieces[::2]]
+    return ROLE.sub(
+        lambda m: f"[`{m[1]}`][{m[1]}]" if m[1].startswith("vlmzoo.") else f"`{m[1]}`", "`".join(pieces)
+    )
 
 
 class Compact(Extension):

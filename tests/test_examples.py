@@ -30,6 +30,7 @@ PROMISED = {  # what each must print, as patterns
     ],
     "write_a_connector.py": [r"connector +pooled", "'kind': 'pooled', 'window': 2", "takes 2 places"],
     "write_an_objective.py": [r"captions/language \d", r"questions/focal \d"],
+    "few_shot_prompts.py": ["random weights", r"0 demonstrations: 0\.\d+ right of 3", "4 demonstrations"],
     "export_and_load.py": [r"differ by at most \d", "stock transformers: '"],
 }
 
@@ -58,6 +59,7 @@ def test_example(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EXAMPLE_STEPS", "4")
+    monkeypatch.setenv("EXAMPLE_QUERIES", "3")
     monkeypatch.setattr(sys, "argv", [name])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     printed = capsys.readouterr().out
