@@ -283,12 +283,14 @@ def processor_for(
     *,
     template_name: str = "short",
     image_fit: str | None = None,
+    max_frames: int | None = None,
 ) -> Processor:
     """The processor that fits a model: its picture size, its number of image tokens, its vocabulary.
 
     Args:
         tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
         template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
+        max_frames: frames of a video that are used, evenly spaced; None uses all.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
@@ -305,8 +307,9 @@ def processor_for(
         if highest >= rows and tokenizer.convert_tokens_to_ids(IMAGE) < highest:
             raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
         length = model.config.text.max_position_embeddings
+        pads = model.config.text.kind == "siglip"
         return Processor(
-            transform.stock(), tokenizer, max_length=length, pad_to_max=model.config.text.kind == "siglip"
+            transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
     absent = [word for word in chosen.controls if word not in tokenizer.get_vocab()]
     if absent:
@@ -320,4 +323,7 @@ def processor_for(
         raise ConfigError(
             f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
         )
-    return Processor(transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name)
+    return Processor(
+        transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
+        frame_tokens=model.frame_tokens, max_frames=max_frames,
+    )  # fmt: skip

@@ -38,11 +38,13 @@ class ProcessorOptions(Config):
     Attributes:
         tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
         image_fit: crop, pad or squash; by the tower if None.
+        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
     """
 
     tokenizer: str = "tiny"
     template: str = "short"
     image_fit: str | None = None
+    max_frames: PositiveInt | None = None
 
 
 class StreamOptions(Config):
@@ -127,8 +129,9 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
         pretrained = bool(tree.pop("pretrained", False))
         model = build(resolve(tree), pretrained=pretrained)
         return model, processor_for(
-            model, options.tokenizer, template_name=options.template, image_fit=options.image_fit
-        )
+            model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
+            max_frames=options.max_frames,
+        )  # fmt: skip
     if tree:
         raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
     if config.processor is not None:

@@ -16,7 +16,7 @@ from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.loop import Result, over_ranks, pick_samples
 from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, device_of, merged_by_file, sample, truth_of
 from vlmzoo.evaluate.tasks.classes import class_names, classification, labels_of
-from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.processor import Processor, join_pictures
 from vlmzoo.types import Aligns, Row, move
 
 PROMPTS_AT_ONCE = 256
@@ -44,8 +44,8 @@ def image_vectors(job: Job, rows: Sequence[Row], batch_size: int) -> Tensor:
     """Unit vectors of the rows' pictures, [N, E], on the CPU."""
 
     def encode(numbers: list[int]) -> Tensor:
-        pictures = torch.stack([job.processor.pictures(rows[i], job.root)[0] for i in numbers])
-        return job.model.encode_image({"pixel_values": pictures.to(job.device)})
+        pictures = [job.processor.pictures(rows[i], job.root)[0] for i in numbers]
+        return job.model.encode_image(move(join_pictures(pictures), job.device))
 
     return _vectors(job, len(rows), batch_size, encode, "images")
 

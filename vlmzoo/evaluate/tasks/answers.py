@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from vlmzoo.evaluate import metrics
@@ -96,13 +96,17 @@ def _soft(answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
 
 
 def swapped_rows(rows: Sequence[Row]) -> list[Row]:
-    """Each row with the pictures of another, where that has as many."""
+    """Each row with the pictures of another, where that has as many pictures and videos in the same places."""
     shift = max(1, len(rows) // 2)
     others = [rows[(i + shift) % len(rows)]["images"] for i in range(len(rows))]
     return [
-        {**row, "images": images} if len(images) == len(row["images"]) else row
+        {**row, "images": images} if _videos(images) == _videos(row["images"]) else row
         for row, images in zip(rows, others, strict=True)
     ]
+
+
+def _videos(images: Sequence[Mapping[str, Any]]) -> list[bool]:
+    return [image.get("frames") is not None for image in images]
 
 
 class VqaConfig(SpeakingConfig):
@@ -147,7 +151,9 @@ class YesNo(Task):
         for category in dict.fromkeys(categories):
             own = [i for i, other in enumerate(categories) if other == category]
             numbers = yes_no_statistics([answers[i] for i in own], [truths[i] for i in own])
-            table.append({"category": category, **numbers, "n": len(own)})
+            shown = {name: numbers[name] for name in ("precision", "recall", "f1", "yes_ratio", "unanswered")}
+            judged = {"accuracy": numbers["accuracy"], "stderr": numbers["accuracy_stderr"]}
+            table.append({"category": category, **judged, **shown, "n": len(own)})
         found = {**yes_no_statistics(answers, truths), "chance": 0.5}
         if len(table) > 1:
             found["mean_f1"] = metrics.mean([line["f1"] for line in table])[0]

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from vlmzoo.config import Config, ConfigError, part_of
 from vlmzoo.evaluate.loop import Result, evaluating, over_ranks
 from vlmzoo.evaluate.progress import Partial, Progress
-from vlmzoo.processing.image import open_image
+from vlmzoo.processing.image import one_picture
 from vlmzoo.processing.processor import Processor
 from vlmzoo.types import Row, move, require_verb
 
@@ -213,15 +212,12 @@ def merged_by_file(rows: Sequence[Row]) -> list[list[Row]]:
 # --- samples -----------------------------------------------------------------------------------------------------
 
 
-def picture_of(entry: Mapping[str, Any], root: Path | None) -> Image.Image:
-    """One picture to show for an image entry of a row; of a video its first frame."""
-    return open_image(entry["frames"][0] if entry.get("frames") else entry, root)
-
-
 def sample(
     row: Row, root: Path | None, question: str, truth: str, answer: str, right: bool, **more: Any
 ) -> dict[str, Any]:
-    """A sample for the report, with the row's last picture."""
-    picture = picture_of(row["images"][-1], root) if row["images"] else None
+    """A sample for the report, with the row's pictures side by side (of a document the last), a video as a strip."""
+    document = any(part["role"] == "text" for part in row["parts"])
+    entries = row["images"][-1:] if document else row["images"]
+    picture = one_picture(entries, root) if entries else None
     shown = {"picture": picture, "question": question, "truth": truth, "answer": answer, "right": bool(right)}
     return {**shown, **more}

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vlmzoo.evaluate.loop import over_ranks
 from vlmzoo.evaluate.tasks.base import Job
-from vlmzoo.processing.processor import Processor
-from vlmzoo.processing.text import template
+from vlmzoo.processing.processor import Processor, join_pictures
 from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError, move
 
 Scores = list[tuple[float, int]]  # of one row: log-likelihood and number of tokens of each candidate
@@ -42,10 +41,9 @@ def scored_ids(
         name: of a template. end: whether the end of the answer (the end token, what the template writes there) is
             scored too; "red" then no longer wins over "red circle" by being its beginning.
     """
-    chosen = template(name or processor.template)
     parts: list[Part] = [*choice.row["parts"], {"role": choice.role, "type": "text", "text": candidate}]
-    segments = chosen.segments(parts)
-    before = chosen.segments(choice.row["parts"])
+    segments = processor.segments_of({**choice.row, "parts": parts}, name)
+    before = processor.segments_of(choice.row, name)
     goes_on = bool(choice.row["parts"]) and choice.row["parts"][-1]["role"] == choice.role == "text"
     start = len(before) - 1 if goes_on else len(before)  # a document's end token comes after what goes on
     start += sum(not segment.supervised for segment in segments[start:])  # the opening of an assistant's turn
@@ -93,12 +91,11 @@ def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], pictures: Se
     labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     for row, (_, marks) in enumerate(pairs):
         labels[row, : len(marks)] = torch.tensor(marks)
-    if pictures:
-        batch["pixel_values"] = torch.stack(list(pictures))
+    batch |= join_pictures(pictures)
     counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
     if not all(counts):
         raise RowError("a candidate has no token to score")
-    losses = job.model.token_losses(move({**batch, "labels": labels}, job.device)).double().cpu()
+    losses = job.model.token_losses(move({**batch, "labels": labels}, job.device)).detach().double().cpu()
     return [(-float(part.sum()), len(part)) for part in losses.split(counts)]
 
 
