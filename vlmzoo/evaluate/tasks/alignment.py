@@ -200,8 +200,10 @@ class Retrieval(Task):
         right: dict[str, list[bool]] = {way: [] for way in WAYS}
         whole: dict[str, list[bool]] = {way: [] for way in WAYS}
         sizes = []
-        for name in dict.fromkeys(names):
-            members = [i for i, other in enumerate(names) if other == name]
+        groups: dict[Any, list[int]] = {}
+        for i, name in enumerate(names):
+            groups.setdefault(name, []).append(i)
+        for members in groups.values():
             columns = [j for i in members for j in own[i]]
             part = similarity[members][:, columns]
             mine = [[columns.index(j) for j in own[i]] for i in members]
