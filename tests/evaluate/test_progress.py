@@ -178,7 +178,7 @@ def test_two_processes_and_one_find_the_same(tmp_path: Path, monkeypatch: Any) -
     assert done.returncode == 0, done.stderr[-2000:]
     partial = tmp_path / "out" / "results" / "killed" / "vqa.partial"
     assert sorted(file.name for file in partial.iterdir()) == ["0.jsonl", "1.jsonl"]
-    from vlmzoo.run import load
+    from vlmzoo.folders import load
 
     loaded, processor = load(tmp_path / "model")
     options = EvaluateOptions(tasks=tree)

@@ -10,9 +10,9 @@ Objects are called what they are at the start. What a kind of question needs to 
 import random
 from collections.abc import Callable, Sequence
 
-from vlmzoo.data.scenes.draw import COLOURS, keyed
 from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, TOGETHER, Change, Clip
 from vlmzoo.data.scenes.text import NUMBERS, PLACES, YES_NO, Question, place, with_article
+from vlmzoo.data.scenes.world import COLOURS, keyed
 
 CLIP_KINDS = ("motion", "mover", "change", "order", "count", "place", "colour")
 STILL = "still"

@@ -21,10 +21,11 @@ from vlmzoo.data.scenes.clip_text import (
     clip_questions,
     names,
 )
-from vlmzoo.data.scenes.draw import blank, check_layout, check_split, draw, keyed, nearest, pick
+from vlmzoo.data.scenes.draw import blank, draw
 from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, TOGETHER, VERBS, Clip, State, clip
 from vlmzoo.data.scenes.rows import PICTURES, _asked, _text, _truth
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, NUMBERS, Question
+from vlmzoo.data.scenes.world import check_layout, check_split, keyed, nearest, pick
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from vlmzoo.data.scenes.alter import repainted, resized, with_objects
-from vlmzoo.data.scenes.draw import COLOURS, SIZES, Object, Scene, keyed, pick, scene, shuffled
+from vlmzoo.data.scenes.world import COLOURS, SIZES, Object, Scene, keyed, pick, scene, shuffled
 
 DIRECTIONS = ("left", "right", "up", "down")
 ALONE = (*DIRECTIONS, "grow", "shrink", "appear", "disappear", "turn")  # what one object does

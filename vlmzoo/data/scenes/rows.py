@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.text import (
     FORMAT_PROMPT,
@@ -21,7 +22,7 @@ from vlmzoo.data.scenes.text import (
     place,
     questions,
 )
-from vlmzoo.data.scenes.world import Scene, check_layout, check_split, keyed, nearest, pick, scene
+from vlmzoo.data.scenes.world import Scene, check_layout, check_split, nearest, scene
 
 Row = dict[str, Any]
 
