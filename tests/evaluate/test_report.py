@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from vlmzoo.evaluate import charts, report_samples
 from vlmzoo.evaluate import report_style as style
 from vlmzoo.evaluate.report import RunPage, Table, write_report
 
@@ -234,7 +235,8 @@ def test_nothing_outside_the_run_folder_is_read(tmp_path):
     assert text.count("the picture is not in the run folder") == len(paths)
 
 
-def test_only_pictures_are_inlined(tmp_path):
+def test_only_pictures_are_inlined(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_samples, "MAX_PICTURE_BYTES", 2_000_000)
     folder = tmp_path / "run"
     target = result(
         folder, "after", 0.5, [sample("a.png"), sample("b.jpg"), sample("c.png"), sample("d.png")]
@@ -292,12 +294,12 @@ def test_best_reads_texts_and_ignores_a_single_value():
 
 @pytest.mark.parametrize("ys", [[1.0], [0.0, 0.0], [-2.0, 5.0], [1e9, 1e9 + 1], [1e-90, 1e90], [3.0] * 5000])
 def test_charts_of_any_numbers(ys):
-    drawn = style.chart("t", [style.Line("a", [(float(i), y) for i, y in enumerate(ys)])])
+    drawn = charts.chart("t", [charts.Line("a", [(float(i), y) for i, y in enumerate(ys)])])
     assert "nan" not in drawn and "inf" not in drawn and "<title>" in drawn
     assert len(drawn) < 60_000
 
 
 def test_long_curves_keep_spikes_and_their_end():
     points = [(float(i), 100.0 if i == 777 else 1.0) for i in range(10_000)]
-    assert max(y for _, y in style._thin(points)) == 100.0 and len(style._thin(points)) <= 420
-    assert style._smooth(points)[-1] == (9999.0, pytest.approx(1.0))
+    assert max(y for _, y in charts.thin(points)) == 100.0 and len(charts.thin(points)) <= 420
+    assert charts.smooth(points)[-1] == (9999.0, pytest.approx(1.0))

@@ -1,0 +1,149 @@
+"""Metrics of results for people: what stands in a row beside what, and which of them make a curve."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlmzoo.evaluate.charts import Chart
+from vlmzoo.evaluate.folder import Found, RunFolder, last_results
+from vlmzoo.evaluate.report_style import Number, finite, number, short
+
+# a metric measured on rows that were spoilt on purpose; it stands beside the metric that it is a control of
+CONTROLS = {"swapped": "pictures swapped", "blank": "pictures blank", "shuffled": "shuffled"}
+WHOLES = ("accuracy", "mean_per_class", "worst_group")  # what the level of plain "chance" belongs to
+NEITHER = (
+    "chance",
+    "yes_rate",
+    "yes_ratio",
+    "yes_share",
+    "length",
+    "n_",
+    "words",
+)  # neither high nor low is better
+LOWER = ("loss", "perplexity", "error", "nll")
+NOISE = 2.0  # standard errors that a difference must exceed to be more than noise
+MOST_METRICS = 150
+_AXIS = re.compile(r"(.+)_([a-zA-Z]+)_(\d+(?:\.\d+)?)")
+
+
+def direction(name: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 where neither is (chance, controls, shares of yes)."""
+    if _control(name) or any(name.startswith(word) or name.endswith(word) for word in NEITHER):
+        return 0
+    return -1 if any(word in name for word in LOWER) else 1
+
+
+def difference(new: float, old: float, errors: Sequence[float | None]) -> tuple[float, float | None]:
+    """new - old and its standard error, both taken as independent; None where no error is known."""
+    known = [error for error in errors if error is not None]
+    return new - old, math.sqrt(sum(e * e for e in known)) if len(known) == len(errors) else None
+
+
+def within_noise(change: float, error: float | None) -> bool:
+    """Whether a difference is smaller than NOISE standard errors (never, where none is known)."""
+    return (error is not None and abs(change) < NOISE * error) or change == 0
+
+
+def signed(change: float, error: float | None = None) -> str:
+    """A difference with its sign, and its standard error."""
+    text = f"{'−' if change < 0 else '+'}{number(abs(change))}" if change else "0"
+    return text if error is None else f"{text} ± {number(error)}"
+
+
+def metric_rows(columns: Sequence[Found], baseline: RunFolder | None = None) -> list[dict[str, Any]]:
+    """A row a metric: its values by time, what changed, its controls, the level of chance, a baseline run's value."""
+    names = list(dict.fromkeys(name for one in columns for name in one.names()))
+    beside = {name for name in names if (_control(name) and _control(name)[0] in names)}  # type: ignore[index]
+    levels = {name for name in names if any(chance_of(other, names) == name for other in names)}
+    other = (last_results(baseline.results, columns[-1].task) or [None])[-1] if baseline else None  # type: ignore[list-item]
+    found = []
+    for name in [name for name in names if name not in beside | levels][:MOST_METRICS]:
+        row: dict[str, Any] = {"metric": short(name, 100)}
+        row |= {short(one.when, 60): _number(one, name) for one in columns}
+        row |= _changed(columns, name)
+        for control in (c for c in names if c in beside and _control(c)[0] == name):  # type: ignore[index]
+            row[CONTROLS[_control(control)[1]]] = _number(columns[-1], control)  # type: ignore[index]
+        level = chance_of(name, names)
+        row |= {"chance": columns[-1].metrics.get(level)} if level else {}
+        row |= {f"baseline: {baseline.name}": _number(other, name)} if baseline else {}
+        found.append(row)
+    return found
+
+
+def _number(one: Found | None, name: str) -> Any:
+    """The metric with its error; whatever else the file holds, as it is."""
+    value = one.metrics.get(name) if one else None
+    plain = finite(value)
+    return (
+        value
+        if plain is None
+        else Number(value if isinstance(value, int) else plain, one and one.error(name))
+    )
+
+
+def _changed(columns: Sequence[Found], name: str) -> dict[str, str]:
+    by = {one.when: one for one in columns}
+    if "before" not in by or "after" not in by:
+        return {}
+    pair = [finite(by[when].metrics.get(name)) for when in ("after", "before")]
+    if pair[0] is None or pair[1] is None:
+        return {}
+    return {
+        "change": signed(
+            *difference(pair[0], pair[1], [by[when].error(name) for when in ("after", "before")])
+        )
+    }
+
+
+def _control(name: str) -> tuple[str, str] | None:
+    """(the metric it is a control of, the kind of control), of a control."""
+    whole, _, kind = name.rpartition("_")
+    return (whole, kind) if whole and kind in CONTROLS else None
+
+
+def chance_of(name: str, names: Sequence[str]) -> str | None:
+    """The metric that tells the level of chance of another: ``chance_<end>`` of ``..._<end>``, ``chance`` of the wholes."""
+    if name.startswith("chance") or _control(name):
+        return None
+    ends = [
+        level
+        for level in names
+        if level.startswith("chance_") and name.endswith(level.removeprefix("chance"))
+    ]
+    if ends:
+        return ends[0]
+    axis = _AXIS.fullmatch(name)
+    return "chance" if "chance" in names and (name in WHOLES or (axis and axis[1] in WHOLES)) else None
+
+
+def curves_of(one: Found) -> list[Chart]:
+    """A result's curves: those it holds, and those its metrics make, ``<name>_<axis>_<number>`` of two numbers or more."""
+    held = one.tree.get("curves")
+    charts = [read for tree in (held if isinstance(held, list) else [])[:24] if (read := Chart.read(tree))]
+    axes: dict[str, dict[str, list[list[float]]]] = {}
+    for name in one.names():
+        match, value = _AXIS.fullmatch(name), finite(one.metrics[name])
+        if match and value is not None:
+            error = one.error(name)
+            point = [float(match[3]), value, *([] if error is None else [error])]
+            axes.setdefault(match[2], {}).setdefault(match[1], []).append(point)
+    for axis, series in axes.items():
+        several = {name: points for name, points in series.items() if len(points) > 1}
+        taken = any(axis in (chart.x, chart.x.rpartition(" ")[2]) for chart in charts)
+        if several and not taken:
+            charts.append(_by_axis(one, axis, several))
+    return charts[:24]
+
+
+def _by_axis(one: Found, axis: str, series: Mapping[str, list[list[float]]]) -> Chart:
+    level = finite(one.metrics.get("chance"))
+    levels = {} if level is None or not any(name in WHOLES for name in series) else {"chance": [[0.0, level]]}
+    what = next(iter(series)) if len(series) == 1 else "metrics"
+    xs = [point[0] for points in series.values() for point in points]
+    levels = {name: [[min(xs), points[0][1]], [max(xs), points[0][1]]] for name, points in levels.items()}
+    return Chart(
+        f"{short(what, 60)} by {axis}", {**series, **levels}, x=axis, y=what, note="Bars: one standard error."
+    )
