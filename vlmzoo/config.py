@@ -50,7 +50,18 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def differing(trees: Sequence[Any], path: str = "") -> dict[str, list[Any]]:
-    """The leaves in which plain trees differ: dotted path to the value in each tree, None where there is none."""
+    """The leaves in which plain trees differ: dotted path to the value in each tree, None where there is none.
+
+    A branch that some trees lack is a leaf; below it those that have it are compared.
+    """
+    there = [place for place, tree in enumerate(trees) if tree is not None]
+    if 1 < len(there) < len(trees) and all(isinstance(trees[place], dict) for place in there):
+        inner = differing([trees[place] for place in there], path)
+        spread = {
+            key: [dict(zip(there, values, strict=True)).get(i) for i in range(len(trees))]
+            for key, values in inner.items()
+        }
+        return {path: list(trees), **spread}
     if all(isinstance(tree, dict) for tree in trees):
         keys = dict.fromkeys(key for tree in trees for key in tree)
         found: dict[str, list[Any]] = {}

@@ -153,17 +153,22 @@ def _curves(log: Log, results: Sequence[Found]) -> str:
     return text + (folded("More curves", names, f'<div class="charts">{more}</div>') if more else "")
 
 
-def evaluated(log: Log, results: Sequence[Found]) -> Iterator[tuple[str, list[Line]]]:
-    """Metrics over steps, a chart for what belongs together; the results before and after training are the ends."""
-    if not log.evaluations:
-        return
+def evaluation_points(log: Log, results: Sequence[Found]) -> dict[float, dict[str, Any]]:
+    """``<task>/<metric>`` by step, as logged on the way and found before and after training."""
     points = dict(log.evaluations)
-    ends = {"before": 0.0, "after": max([*log.steps, *points])}
+    ends = {"before": 0.0, "after": max([*log.steps, *points], default=0.0)}
     for one in results:
         if one.when in ends:
             named = {f"{one.task}/{name}": value for name, value in one.metrics.items()}
             points[ends[one.when]] = {**points.get(ends[one.when], {}), **named}
-    points = dict(sorted(points.items()))
+    return dict(sorted(points.items()))
+
+
+def evaluated(log: Log, results: Sequence[Found]) -> Iterator[tuple[str, list[Line]]]:
+    """Metrics over steps, a chart for what belongs together; the results before and after training are the ends."""
+    points = evaluation_points(log, results)
+    if not log.evaluations:
+        return
     groups: dict[str, list[Line]] = {}
     for name in dict.fromkeys(name for metrics in points.values() for name in metrics):
         line = _line(points, name)

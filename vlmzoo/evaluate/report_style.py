@@ -84,6 +84,8 @@ tfoot > tr > * { border-top: 1px solid var(--line); font-weight: 600; }
 td strong { font-weight: 700; text-decoration: underline 2px var(--accent); text-underline-offset: .25em; }
 .spread { display: inline-block; min-width: 4.1em; text-align: left; color: var(--soft); font-size: .85em; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); gap: 0 1rem; align-items: start; } .side :is(th, td) { padding-inline: .65rem; }
+td small { display: block; color: var(--soft); font-size: .82em; }
+h2 + .chart, h2 + .charts { margin-top: 1rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 .chart { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .75rem .9rem .6rem; max-width: 38rem; }
 .chart figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; }
@@ -95,6 +97,7 @@ td strong { font-weight: 700; text-decoration: underline 2px var(--accent); text
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1rem; list-style: none; margin: .3rem 0 0; padding: 0; font-size: .82rem;
   color: var(--soft); }
 .legend svg { display: inline-block; width: 26px; height: 8px; margin-right: .35rem; vertical-align: middle; }
+.legend svg.mark-key { width: 10px; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.7rem, 1fr)); gap: .8rem; margin: .8rem 0; }
 .sample { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .7rem; font-size: .86rem;
   line-height: 1.4; break-inside: avoid; }
@@ -103,12 +106,18 @@ td strong { font-weight: 700; text-decoration: underline 2px var(--accent); text
 .sample img.small { image-rendering: pixelated; }
 .nopicture { display: grid; place-items: center; height: 112px; margin: 0 0 .6rem; padding: .5rem; text-align: center;
   color: var(--soft); border: 1px dashed var(--line); border-radius: 4px; font-size: .8rem; }
+.samples.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
+.strip { display: flex; flex-wrap: wrap; gap: .3rem; justify-content: center; } .strip img { height: 72px; }
 .question { display: block; margin: 0 0 .45rem; }
 .sample dl { display: grid; grid-template-columns: auto 1fr; gap: .05rem .5rem; margin: 0; }
 .sample dt { color: var(--soft); }
 .sample dd { margin: 0; font-weight: 600; }
 .mark { display: inline-block; margin-top: .45rem; font-weight: 600; }
 .right { color: var(--good); } .wrong { color: var(--bad); } dd .soft { white-space: nowrap; font-weight: 400; }
+dd .mark { margin: 0 0 0 .5rem; white-space: nowrap; } .sample details { background: none; border: 0; padding: 0; margin: .4rem 0 0; }
+.sample pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 16rem; }
+.made { display: grid; grid-template-columns: auto 1fr; gap: .15rem 1rem; margin: .4rem 0 .8rem; }
+.made dt { color: var(--soft); } .made dd { margin: 0; }
 details { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0; padding: 0 .9rem; }
 details > :last-child { margin-bottom: .9rem; }
 summary { cursor: pointer; padding: .6rem 0; font-weight: 550; font-size: .95rem; margin: 0 !important; }
