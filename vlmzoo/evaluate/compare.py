@@ -21,6 +21,8 @@ from vlmzoo.evaluate.report_style import duration, finite, number, short
 
 SEED_ONLY = ("seed", "out")  # what runs of one method may differ in
 MOST_SAMPLES = 24  # of one task
+MOST_NAME = 80  # characters
+HEADINGS = ("metric", "setting")  # of first columns, which no run may be called
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,13 @@ class Comparison:
             groups.setdefault(json.dumps(own, sort_keys=True, default=str) if own else str(place), []).append(
                 place
             )
+        names = [self._method_name(places) for places in groups.values()]
         return [
-            Method(self._method_name(places), tuple(self.runs[i] for i in places))
-            for places in groups.values()
+            Method(
+                name if names.count(name) == 1 else f"{self.names[places[0]]} and {len(places) - 1} more",
+                tuple(self.runs[i] for i in places),
+            )
+            for name, places in zip(names, groups.values(), strict=True)
         ]
 
     def _method_name(self, places: Sequence[int]) -> str:
@@ -186,7 +192,7 @@ class Comparison:
 
     @cached_property
     def tasks(self) -> list[TaskTable]:
-        """Every task that a run has results of, those at the end of training first."""
+        """Every task that a run has results of: at the end of training, and by later evaluations that runs share."""
         slots: dict[tuple[str, str], dict[int, Found]] = {}
         for place, run in enumerate(self.runs):
             for task in dict.fromkeys(one.task for one in run.results):
@@ -197,7 +203,10 @@ class Comparison:
                     if moment(one.when)[0] == 3:
                         slots.setdefault((task, one.when), {})[place] = one
         kept = {key: found for key, found in slots.items() if not key[1] or len(found) > 1}
-        return [self._task(task, when, found) for (task, when), found in kept.items()]
+        tables = [self._task(task, when, found) for (task, when), found in kept.items()]
+        return sorted(
+            tables, key=lambda one: sum(map(bool, one.found)) < 2
+        )  # what can be compared comes first
 
     def _task(self, task: str, when: str, found: dict[int, Found]) -> TaskTable:
         by_method = [
@@ -354,8 +363,12 @@ def _start(names: Sequence[str]) -> str:
 def apart(paths: Iterable[Path]) -> list[str]:
     """Names of paths by as few of their last parts as tell them apart."""
     parts = [path.parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return [short(name, 80) for name in names]
-    return [short("/".join(part), 80) for part in parts]
+    depths = range(1, max(map(len, parts)) + 1)
+    names = next(names for depth in depths if _usable(names := ["/".join(part[-depth:]) for part in parts]))
+    cut = [short(name, MOST_NAME) for name in names]
+    return [name if cut.count(name) == 1 else f"{name} #{place}" for place, name in enumerate(cut, 1)]
+
+
+def _usable(names: Sequence[str]) -> bool:
+    """Whether names differ from each other and from the headings of the tables they stand in."""
+    return len({*names, *HEADINGS}) == len(names) + len(HEADINGS)

@@ -114,7 +114,9 @@ def _task(found: Comparison, task: TaskTable) -> str:
         rows.append(line)
     counts = [n for n in task.n if n is not None]
     aside = f"{counts[0]:,.0f} rows judged" if len(counts) == 1 else ""
-    text = table(rows, task.title, aside=aside) if rows else missing(f"{task.title}: no metrics.")
+    text = (
+        table(rows, task.title, aside=aside, spreads=False) if rows else missing(f"{task.title}: no metrics.")
+    )
     return text + "".join(paragraphs(note, "note") for note in task.notes)
 
 
@@ -198,7 +200,7 @@ def _mean(name: str, lines: Sequence[Line], look: int) -> Line:
 
 def _configs(found: Comparison) -> str:
     rows, without = found.config_rows(), found.without_config()
-    text = table(rows, "What differs") if rows else paragraphs("Their configs do not differ.")
+    text = table(rows, "What differs", spreads=False) if rows else paragraphs("Their configs do not differ.")
     return text + (missing(f"No readable run.yaml: {', '.join(without)}.") if without else "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlmzoo.evaluate.charts import (
@@ -47,7 +47,7 @@ class Dots:
     @property
     def height(self) -> float:
         """Of the drawing, in pixels."""
-        return sum(LABEL + STEP * len(measures) + GAP for _, measures in self.rows) + 26
+        return sum(LABEL + STEP * sum(m is not None for m in own) + GAP for _, own in self.rows) + 26
 
     def drawn(self) -> str:
         """The SVG inside a viewBox of WIDTH x height."""
@@ -73,15 +73,14 @@ class Dots:
             y += LABEL
             parts.append(f'<text class="ink" x="{EDGE}" y="{y - 2:.1f}">{esc(label)}</text>')
             for look, measure in enumerate(measures):
-                y += STEP
                 if measure is not None:
+                    y += STEP
                     parts.append(self._mark(look, measure, at(measure.value), y - 4, at))
             y += GAP
         return "".join(parts)
 
     @staticmethod
-    def _mark(look: int, measure: Measure, x: float, y: float, at: object) -> str:
-        assert callable(at)
+    def _mark(look: int, measure: Measure, x: float, y: float, at: Callable[[float], float]) -> str:
         colour, error = f"var(--s{look % 6})", _error(measure)
         bar = ""
         if error:

@@ -14,16 +14,8 @@ from vlmzoo.evaluate.report_style import Number, finite, number, short
 # a metric measured on rows that were spoilt on purpose; it stands beside the metric that it is a control of
 CONTROLS = {"swapped": "pictures swapped", "blank": "pictures blank", "shuffled": "shuffled"}
 WHOLES = ("accuracy", "mean_per_class", "worst_group")  # what the level of plain "chance" belongs to
-NEITHER = (
-    "chance",
-    "yes_rate",
-    "yes_ratio",
-    "yes_share",
-    "length",
-    "n_",
-    "words",
-)  # neither high nor low is better
-LOWER = ("loss", "perplexity", "error", "nll")
+NEITHER = ("chance", "groups", "length", "words", "yes_ratio")  # neither high nor low is better
+LOWER = ("error", "loss", "nll", "perplexity", "rank", "unanswered")
 NOISE = 2.0  # standard errors that a difference must exceed to be more than noise
 MOST_METRICS = 150
 _AXIS = re.compile(r"(.+)_([a-zA-Z]+)_(\d+(?:\.\d+)?)")
@@ -58,7 +50,7 @@ def metric_rows(columns: Sequence[Found], baseline: RunFolder | None = None) -> 
     names = list(dict.fromkeys(name for one in columns for name in one.names()))
     beside = {name for name in names if (_control(name) and _control(name)[0] in names)}  # type: ignore[index]
     levels = {name for name in names if any(chance_of(other, names) == name for other in names)}
-    other = (last_results(baseline.results, columns[-1].task) or [None])[-1] if baseline else None  # type: ignore[list-item]
+    other = _like(columns[-1], baseline) if baseline else None
     found = []
     for name in [name for name in names if name not in beside | levels][:MOST_METRICS]:
         row: dict[str, Any] = {"metric": short(name, 100)}
@@ -71,6 +63,12 @@ def metric_rows(columns: Sequence[Found], baseline: RunFolder | None = None) -> 
         row |= {f"baseline: {baseline.name}": _number(other, name)} if baseline else {}
         found.append(row)
     return found
+
+
+def _like(one: Found, baseline: RunFolder) -> Found | None:
+    """The baseline's result of the same task, of the same time if it has that."""
+    last = last_results(baseline.results, one.task)
+    return next((other for other in last if other.when == one.when), last[0] if last else None)
 
 
 def _number(one: Found | None, name: str) -> Any:

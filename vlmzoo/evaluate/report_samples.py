@@ -11,7 +11,7 @@ from vlmzoo.evaluate.report_style import esc, folded, number, paragraphs, pictur
 MAX_PICTURE_BYTES = 20_000_000
 MAX_SAMPLES = 24  # of one task
 MAX_PICTURES = 8  # of one sample
-MAX_WORDS, MAX_PROMPT = 1_500, 4_000  # characters
+MAX_QUESTION, MAX_WORDS, MAX_PROMPT = 200, 1_500, 4_000  # characters
 WORDY = 50  # characters from which cards are wide
 _MARKS = {True: '<span class="mark right">✓ right</span>', False: '<span class="mark wrong">✗ wrong</span>'}
 
@@ -53,11 +53,13 @@ def card(run: RunFolder, one: Found, name: str, sample: dict[str, Any], said: st
     names = given[:MAX_PICTURES] if isinstance(given, list) and given else [given]
     drawn = "".join(_picture(run, one.file.parent, file, alt) for file in names)
     strip = f'<div class="strip">{drawn}</div>' if len(names) > 1 else drawn
-    prompt = sample.get("prompt")
+    question, prompt = str(sample.get("question") or ""), sample.get("prompt")
+    if len(question) > MAX_QUESTION:  # a whole document; what is asked stands at its end
+        question, prompt = f"…{question[-MAX_QUESTION:]}", prompt or question
     text = f'<pre tabindex="0">{esc(short(prompt, MAX_PROMPT))}</pre>' if prompt else ""
     return (
         f'<figure class="sample">{strip}<figcaption>'
-        f'<span class="question">{esc(short(sample.get("question") or "", MAX_WORDS))}</span>'
+        f'<span class="question">{esc(question)}</span>'
         f"<dl><dt>truth</dt><dd>{esc(truth)}</dd>{said}</dl>{marked}"
         f"{folded('Prompt', '', text) if text else ''}</figcaption></figure>"
     )

@@ -297,6 +297,7 @@ def table(
     aside: str = "",
     best: Sequence[str] = (),
     foot: Mapping[str, Any] | None = None,
+    spreads: bool = True,
 ) -> str:
     """Rows as a table that scrolls inside its own box; of a very large one the first rows and columns.
 
@@ -304,15 +305,16 @@ def table(
         rows: values are texts, numbers or :class:`Number`; ``<name>_stderr`` is shown beside ``<name>`` as
             ``value ± stderr``, and ``stderr`` beside the column before it. aside: small text beside the caption.
         best: columns whose best value is emphasised, the highest one; the lowest for ``-<name>``. foot: a last row.
+        spreads: whether columns of standard errors are looked for.
     """
     aside = " · ".join(
         filter(None, [aside, f"the first {MOST_ROWS} of {len(rows):,} rows" if len(rows) > MOST_ROWS else ""])
     )
     rows = rows[:MOST_ROWS]
     given = list(dict.fromkeys(str(name) for row in rows for name in row))
-    spreads = _spreads(rows, given)
-    names = [name for name in given if name not in spreads.values()][:MOST_COLUMNS]
-    filled = [{name: _cell(row, name, spreads.get(name)) for name in names} for row in rows]
+    errors = _spreads(rows, given) if spreads else {}
+    names = [name for name in given if name not in errors.values()][:MOST_COLUMNS]
+    filled = [{name: _cell(row, name, errors.get(name)) for name in names} for row in rows]
     numeric = {name for name in names if _is_numeric([row[name] for row in filled])}
     tops = _best(filled, best)
     wide = {name for name in names if any(_error(row[name]) is not None for row in filled)}
