@@ -48,16 +48,17 @@ def signed(change: float, error: float | None = None) -> str:
 def metric_rows(columns: Sequence[Found], baseline: RunFolder | None = None) -> list[dict[str, Any]]:
     """A row a metric: its values by time, what changed, its controls, the level of chance, a baseline run's value."""
     names = list(dict.fromkeys(name for one in columns for name in one.names()))
-    beside = {name for name in names if (_control(name) and _control(name)[0] in names)}  # type: ignore[index]
+    controls = {name: pair for name in names if (pair := _control(name)) and pair[0] in names}
     levels = {name for name in names if any(chance_of(other, names) == name for other in names)}
     other = _like(columns[-1], baseline) if baseline else None
     found = []
-    for name in [name for name in names if name not in beside | levels][:MOST_METRICS]:
+    for name in [name for name in names if name not in levels.union(controls)][:MOST_METRICS]:
         row: dict[str, Any] = {"metric": short(name, 100)}
         row |= {short(one.when, 60): _number(one, name) for one in columns}
         row |= _changed(columns, name)
-        for control in (c for c in names if c in beside and _control(c)[0] == name):  # type: ignore[index]
-            row[CONTROLS[_control(control)[1]]] = _number(columns[-1], control)  # type: ignore[index]
+        row |= {
+            CONTROLS[kind]: _number(columns[-1], c) for c, (whole, kind) in controls.items() if whole == name
+        }
         level = chance_of(name, names)
         row |= {"chance": columns[-1].metrics.get(level)} if level else {}
         row |= {f"baseline: {baseline.name}": _number(other, name)} if baseline else {}
@@ -74,26 +75,18 @@ def _like(one: Found, baseline: RunFolder) -> Found | None:
 def _number(one: Found | None, name: str) -> Any:
     """The metric with its error; whatever else the file holds, as it is."""
     value = one.metrics.get(name) if one else None
-    plain = finite(value)
-    return (
-        value
-        if plain is None
-        else Number(value if isinstance(value, int) else plain, one and one.error(name))
-    )
+    error = one.error(name) if one else None
+    return value if finite(value) is None else Number(value, error)
 
 
 def _changed(columns: Sequence[Found], name: str) -> dict[str, str]:
     by = {one.when: one for one in columns}
     if "before" not in by or "after" not in by:
         return {}
-    pair = [finite(by[when].metrics.get(name)) for when in ("after", "before")]
-    if pair[0] is None or pair[1] is None:
+    new, old = finite(by["after"].metrics.get(name)), finite(by["before"].metrics.get(name))
+    if new is None or old is None:
         return {}
-    return {
-        "change": signed(
-            *difference(pair[0], pair[1], [by[when].error(name) for when in ("after", "before")])
-        )
-    }
+    return {"change": signed(*difference(new, old, [by["after"].error(name), by["before"].error(name)]))}
 
 
 def _control(name: str) -> tuple[str, str] | None:
@@ -103,16 +96,13 @@ def _control(name: str) -> tuple[str, str] | None:
 
 
 def chance_of(name: str, names: Sequence[str]) -> str | None:
-    """The metric that tells the level of chance of another: ``chance_<end>`` of ``..._<end>``, ``chance`` of the wholes."""
+    """The metric that tells another's level of chance: ``chance_r1`` of ``..._r1`` and ``r1_...``, ``chance`` of the wholes."""
     if name.startswith("chance") or _control(name):
         return None
-    ends = [
-        level
-        for level in names
-        if level.startswith("chance_") and name.endswith(level.removeprefix("chance"))
-    ]
-    if ends:
-        return ends[0]
+    for level in names:
+        part = level.removeprefix("chance_")
+        if part != level and (name.endswith(f"_{part}") or name.startswith(f"{part}_")):
+            return level
     axis = _AXIS.fullmatch(name)
     return "chance" if "chance" in names and (name in WHOLES or (axis and axis[1] in WHOLES)) else None
 

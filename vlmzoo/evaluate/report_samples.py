@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmzoo.evaluate.folder import Found, RunFolder, inside, rows
-from vlmzoo.evaluate.report_style import esc, folded, number, paragraphs, picture, short
+from vlmzoo.evaluate.report_style import esc, folded, paragraphs, picture, short, show
 
 MAX_PICTURE_BYTES = 20_000_000
 MAX_SAMPLES = 24  # of one task
@@ -73,11 +73,12 @@ def answer(sample: dict[str, Any]) -> str:
 
 
 def mark(sample: dict[str, Any]) -> str:
-    """Right or wrong, or a score, as sign and word."""
-    right, score = sample.get("right"), sample.get("score")
+    """Right or wrong as sign and word; the score and the number of examples, if there are such."""
+    right = sample.get("right")
     told = _MARKS[right] if isinstance(right, bool) else '<span class="mark soft">not judged</span>'
-    known = isinstance(score, (int, float)) and not isinstance(score, bool)
-    return told + (f' <span class="soft">score {number(score)}</span>' if known else "")
+    known = {name: value for name in ("score", "shots") if (value := sample.get(name)) is not None}
+    more = ", ".join(f"{name} {show(value)}" for name, value in known.items())
+    return told + (f' <span class="soft">{more}</span>' if more else "")
 
 
 def picture_bytes(run: RunFolder, base: Path, name: Any) -> bytes | None:
