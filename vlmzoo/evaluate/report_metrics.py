@@ -49,18 +49,19 @@ def metric_rows(columns: Sequence[Found], baseline: RunFolder | None = None) -> 
     """A row a metric: its values by time, what changed, its controls, the level of chance, a baseline run's value."""
     names = list(dict.fromkeys(name for one in columns for name in one.names()))
     controls = {name: pair for name in names if (pair := _control(name)) and pair[0] in names}
-    levels = {name for name in names if any(chance_of(other, names) == name for other in names)}
+    known = [name for name in names if name.startswith("chance")]
+    levels = {name: chance_of(name, known) for name in names}
     other = _like(columns[-1], baseline) if baseline else None
+    beside = {*levels.values(), *controls}
     found = []
-    for name in [name for name in names if name not in levels.union(controls)][:MOST_METRICS]:
+    for name in [name for name in names if name not in beside][:MOST_METRICS]:
         row: dict[str, Any] = {"metric": short(name, 100)}
         row |= {short(one.when, 60): _number(one, name) for one in columns}
         row |= _changed(columns, name)
         row |= {
             CONTROLS[kind]: _number(columns[-1], c) for c, (whole, kind) in controls.items() if whole == name
         }
-        level = chance_of(name, names)
-        row |= {"chance": columns[-1].metrics.get(level)} if level else {}
+        row |= {"chance": columns[-1].metrics.get(levels[name])} if levels[name] else {}
         row |= {f"baseline: {baseline.name}": _number(other, name)} if baseline else {}
         found.append(row)
     return found
@@ -127,11 +128,11 @@ def curves_of(one: Found) -> list[Chart]:
 
 
 def _by_axis(one: Found, axis: str, series: Mapping[str, list[list[float]]]) -> Chart:
-    level = finite(one.metrics.get("chance"))
-    levels = {} if level is None or not any(name in WHOLES for name in series) else {"chance": [[0.0, level]]}
     what = next(iter(series)) if len(series) == 1 else "metrics"
+    level = finite(one.metrics.get("chance"))
+    known = level is not None and any(name in WHOLES for name in series)
     xs = [point[0] for points in series.values() for point in points]
-    levels = {name: [[min(xs), points[0][1]], [max(xs), points[0][1]]] for name, points in levels.items()}
-    return Chart(
-        f"{short(what, 60)} by {axis}", {**series, **levels}, x=axis, y=what, note="Bars: one standard error."
-    )
+    levels = {"chance": [[x, level] for x in (min(xs), max(xs))]} if known else {}
+    errors = any(len(point) > 2 for points in series.values() for point in points)
+    note = "Bars: one standard error." if errors else ""
+    return Chart(f"{short(what, 60)} by {axis}", {**series, **levels}, x=axis, y=what, note=note)

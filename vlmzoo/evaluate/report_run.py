@@ -170,23 +170,25 @@ def evaluated(log: Log, results: Sequence[Found]) -> Iterator[tuple[str, list[Li
     if not log.evaluations:
         return
     groups: dict[str, list[Line]] = {}
-    for name in dict.fromkeys(name for metrics in points.values() for name in metrics):
+    all_names = dict.fromkeys(name for metrics in points.values() for name in metrics)
+    names = [name for name in all_names if not name.endswith("_stderr")][: MOST_CHARTS * MOST_LINES]
+    for name in names:
         line = _line(points, name)
-        if line.points and not name.endswith("_stderr"):
-            groups.setdefault(_group(name, line, points), []).append(line)
+        if line.points:
+            groups.setdefault(_group(name, line, names), []).append(line)
     for title, lines in groups.items():
         for start in range(0, len(lines), MOST_LINES):
             yield short(title, 100), lines[start : start + MOST_LINES]
 
 
-def _group(name: str, line: Line, points: Mapping[float, Mapping[str, Any]]) -> str:
+def _group(name: str, line: Line, names: Sequence[str]) -> str:
     """The chart of a metric: with the task's other shares (0 to 1), with the whole's other parts, or by itself."""
     task = name.rpartition("/")[0]
     if not all(0 <= y <= 1 for _, y in line.points):
         return f"{task}: {line.name}"
     if line.reference or line.name.endswith("_swapped"):  # to be seen beside the whole
         return f"{task} during training"
-    wholes = [other for metrics in points.values() for other in metrics if name.startswith(f"{other}_")]
+    wholes = [other for other in names if name.startswith(f"{other}_")]
     return f"{task}: {wholes[0].rpartition('/')[2]} in parts" if wholes else f"{task} during training"
 
 

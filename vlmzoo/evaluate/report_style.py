@@ -146,8 +146,8 @@ footer { color: var(--soft); font-size: .85rem; padding-block: 3rem 2rem; }
 _NUMERIC = re.compile(r"([+−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?:\s?%)?(?:\s?±.*)?")
 SMALL_PICTURE = 80  # pixels; smaller ones are enlarged without blur
 LONG_TEXT = 40  # characters from which a cell may wrap
-MOST_TEXT = 400  # characters of a cell
-MOST_ROWS, MOST_COLUMNS = 200, 40  # of a table
+MOST_TEXT = 300  # characters of a cell
+MOST_ROWS, MOST_COLUMNS = 150, 30  # of a table
 HEAVY_PICTURE, SHRUNK = (
     60_000,
     320,
