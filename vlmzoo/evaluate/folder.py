@@ -258,10 +258,11 @@ class RunFolder:
 
 
 def last_results(found: Sequence[Found], task: str) -> list[Found]:
-    """A task's results worth comparing: after training and by ``vlmzoo eval``; else the newest there is."""
+    """A task's results worth comparing: after training (or the newest there is yet), then those by ``vlmzoo eval``."""
     own = [one for one in found if one.task == task]
-    ended = [one for one in own if moment(one.when)[0] >= 2]
-    return ended or own[-1:]
+    return [one for one in own if moment(one.when)[0] < 3][-1:] + [
+        one for one in own if moment(one.when)[0] == 3
+    ]
 
 
 def open_run(path: str | Path) -> RunFolder:

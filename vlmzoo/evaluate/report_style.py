@@ -144,6 +144,7 @@ footer { color: var(--soft); font-size: .85rem; padding-block: 3rem 2rem; }
 # --- text and numbers --------------------------------------------------------------------------------------------
 
 _NUMERIC = re.compile(r"([+−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?:\s?%)?(?:\s?±.*)?")
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 SMALL_PICTURE = 80  # pixels; smaller ones are enlarged without blur
 LONG_TEXT = 40  # characters from which a cell may wrap
 MOST_TEXT = 300  # characters of a cell
@@ -156,8 +157,8 @@ MOST_PIXELS = 64_000_000
 
 
 def esc(value: Any) -> str:
-    """Text for HTML, in elements and in attributes."""
-    return html.escape(str(value), quote=True)
+    """Text for HTML and XML, in elements and in attributes; characters that XML forbids are replaced."""
+    return html.escape(_FORBIDDEN.sub("\ufffd", str(value)), quote=True)
 
 
 def short(value: Any, most: int = MOST_TEXT) -> str:
