@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import browser, check, focused
+from vlmzoo import cli
 from vlmzoo.config import ConfigError
 from vlmzoo.evaluate import charts, report_samples
 from vlmzoo.evaluate import report_style as style
@@ -503,9 +504,7 @@ def test_starts_versions_and_the_command_that_makes_it_again(tmp_path):
     ].keys()
     text, _ = written(tmp_path, RunPage("x", folder))
     assert (
-        f"torch {starts[0]['versions']['torch']}" in text
-        and starts[0]["time"] in text
-        and "2 process(es), cpu" in text
+        f"torch {starts[0]['versions']['torch']}" in text and starts[0]["time"] in text and "2 × cpu" in text
     )
     assert "accelerate launch --num_processes 2 -m vlmzoo.train" in text
     assert re.search(r"Written by vlmzoo .* on \d{4}-\d\d-\d\d \d\d:\d\d UTC, with torch ", text)
@@ -598,6 +597,16 @@ def test_a_very_long_run_and_hostile_names_make_a_small_page_quickly(tmp_path):
     start = time.process_time()
     text, _ = written(tmp_path, RunPage(long, folder, long), title=long)
     assert len(text) < 4_000_000 and time.process_time() - start < 20
+
+
+def test_the_command_writes_pages(tmp_path, run, capsys):
+    for arguments, told in (([run], "report.html"), ([run, run, "--out", tmp_path / "all.html"], "all.html")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["report", *map(str, arguments)])
+        assert not stop.value.code and capsys.readouterr().out.strip().endswith(told)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(run.parent / "lava"), "--baseline", str(run)])
+    assert stop.value.code == 2 and "did you mean 'llava'?" in capsys.readouterr().err
 
 
 # --- in a browser ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from vlmzoo.config import ConfigError, differing
-from vlmzoo.evaluate.folder import Found, RunFolder, last_results, moment, open_run, rows, tree
+from vlmzoo.evaluate.folder import Found, RunFolder, last_results, machine, moment, open_run, rows, tree
 from vlmzoo.evaluate.report_metrics import difference, direction, signed, within_noise
 from vlmzoo.evaluate.report_samples import picture_bytes
 from vlmzoo.evaluate.report_style import duration, finite, number, short
@@ -301,7 +301,7 @@ def _word(new: Measure | None, old: Measure | None, way: int) -> str:
         return ""
     change, error = difference(new.value, old.value, [new.stderr, old.stderr])
     if change == 0:
-        return "the same"
+        return "the same" if way else ""
     if within_noise(change, error):
         return f"{signed(change, error)}, within noise"
     if not way or error is None:
@@ -320,15 +320,12 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     log = run.log
     steps = int(max(log.steps)) if log.steps else None
     tail = [y for _, y in log.losses[-max(1, len(log.losses) // 20) :]]
-    start = run.starts[-1] if run.starts else {}
-    machine = ", ".join(str(start[key]) for key in ("device",) if start.get(key))
-    processes = finite(start.get("processes"))
     return {
         "parameters": run.parameters() or None, "learning": run.parameters("learning") if run.parameters() else None,
         "steps": steps, "final loss": fmean(tail) if tail else None,
         "training time": duration(log.seconds) if log.seconds else None,
         "steps/s": steps / log.seconds if steps and log.seconds else None,
-        "on": f"{processes:,.0f} × {machine}" if processes and machine else None, "starts from": _starts(run.parts),
+        "on": machine(run.starts[-1]) if run.starts else None, "starts from": _starts(run.parts),
     }  # fmt: skip
 
 

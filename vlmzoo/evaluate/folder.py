@@ -257,6 +257,12 @@ class RunFolder:
         return shlex.join([*words, f"{out}/run.yaml", f"out={out}-again"])
 
 
+def machine(start: Mapping[str, Any]) -> str:
+    """What a start ran on: ``2 × cpu``; empty if it does not say."""
+    processes, device = finite(start.get("processes")), start.get("device")
+    return f"{processes:,.0f} × {device}" if processes and device else str(device or "")
+
+
 def last_results(found: Sequence[Found], task: str) -> list[Found]:
     """A task's results worth comparing: after training (or the newest there is yet), then those by ``vlmzoo eval``."""
     own = [one for one in found if one.task == task]

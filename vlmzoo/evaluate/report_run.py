@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmzoo.evaluate.charts import MANY_POINTS, MOST_LINES, Line, chart
-from vlmzoo.evaluate.folder import Found, Log, RunFolder, curve, json_lines, moment, rows, tree
+from vlmzoo.evaluate.folder import Found, Log, RunFolder, curve, json_lines, machine, moment, rows, tree
 from vlmzoo.evaluate.report_metrics import curves_of, metric_rows
 from vlmzoo.evaluate.report_samples import samples
 from vlmzoo.evaluate.report_style import (
@@ -255,7 +255,7 @@ def _made(run: RunFolder) -> str:
         again = len(run.starts) - 1
         facts = {
             "started": first.get("time"), "gone on": f"{again:,} times, last {last.get('time')}" if again else "",
-            "with": versions, "on": f"{last.get('processes')} process(es), {last.get('device')}",
+            "with": versions, "on": machine(last),
         }  # fmt: skip
         cells = "".join(
             f"<dt>{name}</dt><dd>{esc(short(value))}</dd>" for name, value in facts.items() if value

@@ -127,7 +127,7 @@ pre { background: var(--faint); border-radius: 6px; padding: .75rem .9rem; margi
   overflow-wrap: normal; }
 pre.command { -webkit-user-select: all; user-select: all; border: 1px solid var(--line); background: var(--panel); }
 footer { color: var(--soft); font-size: .85rem; padding-block: 3rem 2rem; }
-@media screen and (max-width: 34rem) { th, td { padding-inline: .6rem; } caption { padding-inline: .6rem; } .chart svg { font-size: 13px; } }
+@media screen and (max-width: 34rem) { tr > :is(th, td):first-child { position: sticky; left: 0; background: var(--panel); max-width: 9rem; } th, td { padding-inline: .6rem; } caption { padding-inline: .6rem; } .chart svg { font-size: 13px; } }
 @media print {
   body { background: #fff; font-size: 10.5pt; }
   body > * { max-width: none; padding-inline: 0; }
