@@ -170,7 +170,7 @@ def evaluated(log: Log, results: Sequence[Found]) -> Iterator[tuple[str, list[Li
     if not log.evaluations:
         return
     groups: dict[str, list[Line]] = {}
-    all_names = dict.fromkeys(name for metrics in points.values() for name in metrics)
+    all_names = dict.fromkeys(name for metrics in log.evaluations.values() for name in metrics)
     names = [name for name in all_names if not name.endswith("_stderr")][: MOST_CHARTS * MOST_LINES]
     for name in names:
         line = _line(points, name)
