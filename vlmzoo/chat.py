@@ -257,7 +257,7 @@ class Conversation:
 
     @property
     def _template(self) -> str:
-        return self.options.template or self.processor.template
+        return (not self._document and self.options.template) or self.processor.template
 
     def row(self, *more: Exchange) -> Row:
         """The history, and ``more`` after it, as a canonical row; an answer that is still empty is left out last."""
@@ -280,7 +280,7 @@ class Conversation:
             raise RowError(f"template {self._template!r} reads pictures only: show one with every question")
 
     def _inputs(self, exchange: Exchange) -> dict[str, Tensor]:
-        ids = self.processor.prompt_ids(self.row(exchange)["parts"], self._template, self._document)
+        ids = self.processor.prompt_ids(self.row(exchange), self._template, self._document)
         batch = self.processor.pad([ids])
         pictures = [picture for one in [*self.exchanges, exchange] for picture in one.pictures]
         if pictures:

@@ -13,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from vlmzoo.processing.image import ImageTransform, frames_of, open_image
 from vlmzoo.processing.text import Segment, SegmentTokenizer, Template, template
-from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError
+from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
 IMAGE = "<image>"
 
@@ -161,15 +161,19 @@ class Processor(ProcessorMixin):
         """
         encoded, pictures = [], []
         for row in rows:
-            segments = self.segments_of(row, name, prompt=not whole)
-            segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
-            places = sum(segment.kind == "image" for segment in segments)
-            if places != len(row["images"]):
-                raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
-            encoded.append(self.segments.encode(segments)[0])
+            encoded.append(self.prompt_ids(row, name, whole))
             pictures.extend(self.pictures(row, root))
         batch = self.pad(encoded, side="left")
         return {**batch, **join_pictures(pictures)}
+
+    def prompt_ids(self, row: Row, name: str | None = None, whole: bool = False) -> list[int]:
+        """Ids of one row's prompt; see :meth:`prompts`."""
+        segments = self.segments_of(row, name, prompt=not whole)
+        segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
+        places = sum(segment.kind == "image" for segment in segments)
+        if places != len(row["images"]):
+            raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
+        return self.segments.encode(segments)[0]
 
     def pad(
         self, sequences: Sequence[Sequence[int]], side: str = "right", length: int | None = None
@@ -193,17 +197,6 @@ class Processor(ProcessorMixin):
         """Texts for a dual encoder, right-padded [B, T]."""
         length = self.max_length if self.pad_to_max else None
         return self.pad([self.caption_ids(text) for text in texts], length=length)
-
-    def prompt_ids(self, parts: Sequence[Part], name: str | None = None, document: bool = False) -> list[int]:
-        """Ids of a prompt: up to where the assistant is to speak, or (``document``) of a text that is to go on.
-
-        Args:
-            parts: in reading order; those of a document have the role ``text``.
-        """
-        if not document:
-            return self.segments.encode(template(name or self.template).segments(parts, prompt=True))[0]
-        written = self.chat.segments(parts)
-        return self.segments.encode(written[:-1])[0]  # without the end token
 
     def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
         """Arguments of transformers' ``generate`` that end an answer where the template ends one."""
