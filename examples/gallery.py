@@ -162,7 +162,7 @@ def main() -> None:
     save(families(), "families.png")
     wanted = [
         ("LLaVA", RUNS / "llava/results/after/vqa.json"),
-        ("Flamingo", RUNS / "flamingo/results/after/captions.json"),
+        ("Flamingo", RUNS / "flamingo/results/after/few_shot.json"),
     ]
     there = [(name, file) for name, file in wanted if file.is_file()]
     if there:
