@@ -162,6 +162,9 @@ def collate_of(
 ) -> Collate:
     """The collator that an objective's batches need.
 
+    Args:
+        name: of the stream, for messages. objective: its ``collate`` says which.
+
     Raises:
         ConfigError: an objective that does not say which batches it reads.
     """

@@ -215,7 +215,11 @@ def merged_by_file(rows: Sequence[Row]) -> list[list[Row]]:
 def sample(
     row: Row, root: Path | None, question: str, truth: str, answer: str, right: bool, **more: Any
 ) -> dict[str, Any]:
-    """A sample for the report, with the row's pictures side by side (of a document the last), a video as a strip."""
+    """A sample for the report, with the row's pictures side by side (of a document the last), a video as a strip.
+
+    Args:
+        root: where picture paths start from. question, truth, answer: as they are shown. more: further fields.
+    """
     document = any(part["role"] == "text" for part in row["parts"])
     entries = row["images"][-1:] if document else row["images"]
     picture = one_picture(entries, root) if entries else None
