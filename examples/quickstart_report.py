@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 from vlmzoo.data.scenes import ANSWERS
+from vlmzoo.data.scenes.demonstrations import OFF_TASK
 from vlmzoo.evaluate.report import RunPage, Table
 
 OUT = Path("runs/quickstart")
@@ -84,17 +86,36 @@ def shots_table() -> Table:
     rows: dict[str, Cells] = {}
     for line in found["table"]:
         row = rows.setdefault(line["task"], {"name the": line["task"]})
-        name = f"{line['shots']} examples" if line["shots"] != 1 else "1 example"
+        name = examples(line["shots"])
         row |= {name: line["accuracy"], f"{name}_stderr": line["stderr"]}
     for line in swapped["table"]:
-        rows[line["task"]] |= {
-            f"{line['shots']}, pictures swapped": line["accuracy"], "chance": line["chance"],
-        }  # fmt: skip
+        name = f"{line['shots']}, pictures swapped"
+        rows[line["task"]] |= {name: line["accuracy"], "chance": line["chance"]}
+    counts = sorted({line["shots"] for line in found["table"]} - {0})
+    best = {"name the": "counting votes"} | {examples(shots): votes(shots) for shots in counts}
     note = (
         "Which of the three to name stands nowhere in words: only the pictures with answers before the query tell, and "
-        "one in four of them names something else. Without examples the model cannot know what is asked, and captions."
+        "one in four of them names something else, so counting votes is right as often as the last row says. Without "
+        "examples nobody can know what is asked, and the model answers with a caption."
     )
-    return Table("Flamingo: a task told by examples alone", list(rows.values()), note)
+    return Table("Flamingo: a task told by examples alone", [*rows.values(), best], note)
+
+
+def examples(shots: int) -> str:
+    """A column's name."""
+    return "1 example" if shots == 1 else f"{shots} examples"
+
+
+def votes(shots: int, off_task: float = OFF_TASK) -> float:
+    """How often most examples name the attribute that is asked for (ties are drawn), if each names one of the two
+    others with probability ``off_task``."""
+    share = 0.0
+    for told in itertools.product(range(3), repeat=shots):
+        counts = [told.count(attribute) for attribute in range(3)]
+        if counts[0] == max(counts):
+            likely = (1 - off_task) ** counts[0] * (off_task / 2) ** (shots - counts[0])
+            share += likely / counts.count(max(counts))
+    return share
 
 
 def export_table(rows: list[Cells]) -> Table:

@@ -15,7 +15,11 @@ import pytest
 from vlmzoo import registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-ELSEWHERE = {"quickstart.py": "tests/test_quickstart.py", "use_export.py": "started by export_and_load.py"}
+ELSEWHERE = {
+    "quickstart.py": "tests/test_quickstart.py",
+    "quickstart_report.py": "the report of quickstart.py",
+    "use_export.py": "started by export_and_load.py",
+}
 PROMISED = {  # what each must print, as patterns
     "build_and_swap.py": [
         r"perceiver +50,176",
