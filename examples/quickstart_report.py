@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlmzoo.data.scenes import ANSWERS
+from vlmzoo.data.scenes import COLOURS, SHAPES, SIZES
 from vlmzoo.data.scenes.demonstrations import OFF_TASK
+from vlmzoo.data.scenes.text import PLACES
 from vlmzoo.evaluate.report import RunPage, Table
 
 OUT = Path("runs/quickstart")
@@ -18,6 +19,7 @@ CLIP, STAGE_0, STAGE_1, LLAVA, BLIND, EXPORT, LANGUAGE, FLAMINGO = (
         "clip", "llava-stage0", "llava-stage1", "llava", "llava-text-only", "llava-hf", "flamingo-language", "flamingo",
     )
 )  # fmt: skip
+WORDS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES[2]}
 Cells = dict[str, Any]
 
 
@@ -68,10 +70,10 @@ def caption_table() -> Table:
     rows: list[Cells] = [
         {
             "caption names the": row["attribute"], "Flamingo": row["accuracy"], "Flamingo_stderr": row["stderr"],
-            "pictures swapped": control[row["attribute"]], "chance": 1 / len(ANSWERS[row["attribute"]]),
+            "pictures swapped": control[row["attribute"]], "chance": 1 / len(WORDS[row["attribute"]]),
         }
         for row in found["table"]
-        if row["attribute"] in ANSWERS
+        if row["attribute"] in WORDS
     ]  # fmt: skip
     note = (
         f"What the captions of {found['n']} test pictures of one shape get right; the language model is frozen "
@@ -91,14 +93,15 @@ def shots_table() -> Table:
     for line in swapped["table"]:
         name = f"{line['shots']}, pictures swapped"
         rows[line["task"]] |= {name: line["accuracy"], "chance": line["chance"]}
+    ordered = sorted(rows.values(), key=lambda row: row["name the"] == "all")
     counts = sorted({line["shots"] for line in found["table"]} - {0})
     best = {"name the": "counting votes"} | {examples(shots): votes(shots) for shots in counts}
     note = (
         "Which of the three to name stands nowhere in words: only the pictures with answers before the query tell, and "
-        "one in four of them names something else, so counting votes is right as often as the last row says. Without "
-        "examples nobody can know what is asked, and the model answers with a caption."
+        "one in four of them names something else, so counting votes finds the task as often as the last row says. "
+        "Without examples nobody can know what is asked, and the model answers with a caption."
     )
-    return Table("Flamingo: a task told by examples alone", [*rows.values(), best], note)
+    return Table("Flamingo: a task told by examples alone", [*ordered, best], note)
 
 
 def examples(shots: int) -> str:
