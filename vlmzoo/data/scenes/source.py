@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from vlmzoo.config import Config, ConfigError
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
-from vlmzoo.data.scenes.world import CLASSES, NOVEL_CLASSES
+from vlmzoo.data.scenes.world import classes_of
 
 
 class ScenesSource(Scenes):
@@ -22,8 +22,7 @@ class ScenesSource(Scenes):
     @property
     def class_names(self) -> list[str]:
         """Names of the classes that ``label`` counts, with their articles."""
-        pool = NOVEL_CLASSES if self.split == "novel" else CLASSES
-        return [with_article(" ".join(kind)) for kind in pool]
+        return [with_article(" ".join(kind)) for kind in classes_of(self.split)]
 
     @property
     def class_templates(self) -> tuple[str, ...]:
