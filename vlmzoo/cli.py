@@ -31,6 +31,9 @@ class Layout(str, Enum):
     """Layouts that a model can be exported to."""
 
     transformers = "transformers"
+    original = "original"
+    original_projector = "original-projector"
+    original_lora = "original-lora"
 
 
 class SceneLayout(str, Enum):
@@ -131,13 +134,17 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
     when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
 ) -> None:
-    """Run the tasks of a run file on a model and show their tables."""
+    """Run the tasks of a run file on a model and show their tables.
+
+    Stopped, it goes on when the same command is given again. On several processes: accelerate launch -m vlmzoo eval ...
+    """
     tree = override(load_yaml(config), overrides or [])
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
 
-    from vlmzoo.evaluate.loop import text_table
+    from vlmzoo import distributed
+    from vlmzoo.evaluate.loop import metric_table, text_table
     from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
 
@@ -147,13 +154,19 @@ def evaluate(
         raise ConfigError(f"{config}: no evaluate.tasks")
     folder = out or (Path(model) if Path(model).is_dir() else None)
     loaded, processor = load(model)
-    for name, result in run_tasks(loaded, processor, options.tasks, when, folder).items():
+    distributed.start()
+    if folder is not None:
+        kept = f"results go to {folder / 'results' / when}; stopped, the same command goes on after finished batches"
+        logging.getLogger(__name__).info(kept)
+    found = run_tasks(loaded.to(distributed.device()), processor, options.tasks, when, folder)
+    for name, result in found.items() if distributed.is_main() else ():
         print(f"\n{name} ({result.n} rows)")
-        print(text_table([{"metric": key, "value": value} for key, value in result.metrics.items()]))
+        print(text_table(metric_table(result.metrics)))
         if result.table:
             print("\n" + text_table(result.table))
-    if folder is not None:
+    if folder is not None and distributed.is_main():
         print(f"\nwritten to {folder / 'results' / when}")
+    distributed.stop()
 
 
 @app.command()
@@ -166,8 +179,8 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 answers greedily")] = 0.0,
 ) -> None:
     """Ask a model about a picture."""
+    from vlmzoo.folders import load
     from vlmzoo.processing.image import open_image
-    from vlmzoo.run import load
     from vlmzoo.types import require_verb
 
     _quiet()
@@ -192,14 +205,33 @@ def generate(
 def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
-    to: Annotated[Layout, typer.Option("--to", help="Whose layout")] = Layout.transformers,
+    to: Annotated[
+        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+    ] = Layout.transformers,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The language model that original-projector and original-lora belong to"),
+    ] = None,
 ) -> None:
     """Write a model in a public layout; good only after reading it back there and comparing logits."""
-    from vlmzoo.run import export as write
+    from vlmzoo.folders import export as write
 
     _quiet()
-    difference = write(source, target, to.value)
-    print(f"{target}: read back by stock {to.value}, logits differ by at most {difference:.1e}")
+    difference = write(source, target, to.value, base=base)
+    reader = "stock transformers" if to is Layout.transformers else "our reader of that layout"
+    print(f"{target}: read back by {reader}, logits differ by at most {difference:.1e}")
+
+
+@app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="A run folder with LoRA adapters")],
+    target: Annotated[Path, typer.Argument(help="The folder to write")],
+) -> None:
+    """Write a model with LoRA adapters as a plain one, the adapters added into its weights."""
+    from vlmzoo.folders import merge as write
+
+    _quiet()
+    print(f"{target}: {write(source, target)} adapters merged into the weights they stood beside")
 
 
 @app.command()

@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
+from vlmzoo.data.scenes.noise import NOISES
 from vlmzoo.data.scenes.rows import Scenes
-from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
-from vlmzoo.data.scenes.world import classes_of
+from vlmzoo.data.scenes.text import ANSWERS, CLASS_TEMPLATES, with_article
+from vlmzoo.data.scenes.world import COLOURS, SHAPES, SIZES, classes_of
 
 
 class ScenesSource(Scenes):
@@ -28,6 +29,11 @@ class ScenesSource(Scenes):
     def class_templates(self) -> tuple[str, ...]:
         """Prompts around a class name."""
         return CLASS_TEMPLATES
+
+    @property
+    def attribute_words(self) -> dict[str, tuple[str, ...]]:
+        """The words for each attribute of an object, by its name in ``truth["objects"]``."""
+        return {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": ANSWERS["place"]}
 
 
 class ScenesConfig(Config):
@@ -47,6 +53,9 @@ class ScenesConfig(Config):
     detail: str = "any"
     kinds: tuple[str, ...] | None = None
     style: str | tuple[str, ...] = "plain"
+    signs: float = 0.0
+    noise: float = 0.0
+    noise_kinds: str | tuple[str, ...] = NOISES
 
     def open(self) -> ScenesSource:
         """The source.

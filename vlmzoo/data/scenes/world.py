@@ -42,7 +42,7 @@ CLASSES: tuple[tuple[str, str], ...] = tuple(
 )
 
 # Radius in cells. Shapes fill their cell: at 16 pixels a cell, smaller ones are not learnt.
-_SCALES = {"small": (0.32, 0.335, 0.35), "large": (0.44, 0.455, 0.47)}
+SCALES = {"small": (0.32, 0.335, 0.35), "large": (0.44, 0.455, 0.47)}
 _PALE: tuple[RGB, ...] = (
     (250, 243, 230), (230, 243, 236), (229, 239, 250), (242, 234, 249), (252, 234, 234), (240, 240, 238),
 )  # fmt: skip
@@ -203,21 +203,22 @@ def _distinct(rng: random.Random, pool: Sequence[tuple[str, str]], count: int) -
 def _object(rng: random.Random, kind: tuple[str, str], cell: tuple[int, int]) -> Object:
     colour, shape = kind
     size = pick(rng, SIZES)
-    scale = pick(rng, _SCALES[size])
+    scale = pick(rng, SCALES[size])
     room = 0.8 * (0.5 - scale)
     dx, dy = (round(room * (2 * rng.random() - 1), 4) for _ in range(2))
-    return Object(shape, colour, size, *cell, dx, dy, scale, _near(rng, PALETTE[colour], 6))
+    return Object(shape, colour, size, *cell, dx, dy, scale, near_rgb(rng, PALETTE[colour], 6))
 
 
 def _background(rng: random.Random) -> Background:
-    start = _near(rng, pick(rng, _PALE if rng.random() < 0.75 else _DARK), 5)
+    start = near_rgb(rng, pick(rng, _PALE if rng.random() < 0.75 else _DARK), 5)
     step = 2 + 14 * rng.random()
     # A pale ramp darkens and a dark one lightens, so that neither leaves 0 to 255.
     step = -step if sum(start) > 384 else step
     return Background(start, (start[0] + step, start[1] + step, start[2] + step), pick(rng, range(8)))
 
 
-def _near(rng: random.Random, rgb: RGB, reach: float) -> RGB:
+def near_rgb(rng: random.Random, rgb: RGB, reach: float) -> RGB:
+    """A colour up to `reach` away from `rgb` in each channel, inside 0 to 255."""
     red, green, blue = (min(255.0, max(0.0, round(c + reach * (2 * rng.random() - 1), 2))) for c in rgb)
     return red, green, blue
 
