@@ -39,6 +39,9 @@ class Layout(str, Enum):
     """Layouts that a model can be exported to."""
 
     transformers = "transformers"
+    original = "original"
+    original_projector = "original-projector"
+    original_lora = "original-lora"
 
 
 class SceneLayout(str, Enum):
@@ -146,7 +149,8 @@ def evaluate(
         raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
 
     from vlmzoo.evaluate.loop import text_table
-    from vlmzoo.run import EvaluateOptions, load
+    from vlmzoo.folders import load
+    from vlmzoo.run import EvaluateOptions
     from vlmzoo.run import evaluate as run_tasks
 
     options = read(EvaluateOptions, tree["evaluate"], "evaluate")
@@ -175,8 +179,8 @@ def generate(
 ) -> None:
     """Ask a model about a picture."""
     from vlmzoo.chat import ChatOptions, Conversation
+    from vlmzoo.folders import load
     from vlmzoo.processing.image import open_image
-    from vlmzoo.run import load
 
     _quiet()
     picture = open_image({"path": image})
@@ -196,8 +200,8 @@ def chat(
 ) -> None:
     """Talk with a model about pictures; /help lists commands. Piped questions are answered line by line."""
     from vlmzoo.chat import ChatOptions, Conversation
+    from vlmzoo.folders import load
     from vlmzoo.processing.image import open_image
-    from vlmzoo.run import load
     from vlmzoo.terminal import Terminal
     from vlmzoo.types import VerbError, offered
 
@@ -254,7 +258,7 @@ def demo(
 ) -> None:
     """Open a web page to try a model with pictures (needs the extra 'demo')."""
     from vlmzoo.chat import ChatOptions
-    from vlmzoo.run import load
+    from vlmzoo.folders import load
 
     try:
         from vlmzoo.web import page, serve
@@ -275,14 +279,33 @@ def demo(
 def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
-    to: Annotated[Layout, typer.Option("--to", help="Whose layout")] = Layout.transformers,
+    to: Annotated[
+        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+    ] = Layout.transformers,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The language model that original-projector and original-lora belong to"),
+    ] = None,
 ) -> None:
     """Write a model in a public layout; good only after reading it back there and comparing logits."""
-    from vlmzoo.run import export as write
+    from vlmzoo.folders import export as write
 
     _quiet()
-    difference = write(source, target, to.value)
-    print(f"{target}: read back by stock {to.value}, logits differ by at most {difference:.1e}")
+    difference = write(source, target, to.value, base=base)
+    reader = "stock transformers" if to is Layout.transformers else "our reader of that layout"
+    print(f"{target}: read back by {reader}, logits differ by at most {difference:.1e}")
+
+
+@app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="A run folder with LoRA adapters")],
+    target: Annotated[Path, typer.Argument(help="The folder to write")],
+) -> None:
+    """Write a model with LoRA adapters as a plain one, the adapters added into its weights."""
+    from vlmzoo.folders import merge as write
+
+    _quiet()
+    print(f"{target}: {write(source, target)} adapters merged into the weights they stood beside")
 
 
 @app.command()

@@ -25,9 +25,10 @@ class Part(TypedDict):
 class Row(TypedDict, total=False):
     """One sample in canonical form: every source reads to this, every collator reads from it.
 
-    ``images`` holds one entry per image part, each ``{"path": str}``, ``{"bytes": bytes}`` or
-    ``{"image": PIL.Image}``; nothing is decoded before collation. ``truth`` is whatever a source knows about
-    the answer (evaluation reads it, training does not).
+    ``images`` holds one entry per image or video part, in reading order. A picture's is ``{"path": str}``,
+    ``{"bytes": bytes}`` or ``{"image": PIL.Image}``, a video's ``{"frames": [...]}``, a picture's entry each;
+    nothing is decoded before collation. ``truth`` is whatever a source knows about the answer (evaluation reads
+    it, training does not).
     """
 
     images: list[dict[str, Any]]
@@ -133,8 +134,8 @@ class Task(Protocol):
     name: str
     verb: str
 
-    def run(self, model: Any, processor: Any) -> Any:
-        """Evaluate and return the result."""
+    def run(self, model: Any, processor: Any, progress: Any = None) -> Any:
+        """Evaluate and return the result; with ``progress``, keep finished batches and go on after them."""
 
 
 def offered(model: Any) -> list[str]:

@@ -29,7 +29,7 @@ from vlmzoo.config import ConfigError, read
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
 from vlmzoo.evaluate.loop import evaluating
-from vlmzoo.evaluate.tasks import zero_shot_head
+from vlmzoo.evaluate.tasks.alignment import zero_shot_head
 from vlmzoo.hub.card import run_facts
 from vlmzoo.processing.image import open_image
 from vlmzoo.processing.processor import Processor

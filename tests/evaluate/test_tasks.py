@@ -18,7 +18,8 @@ from vlmzoo.config import ConfigError, read_part
 from vlmzoo.data.scenes import Scenes
 from vlmzoo.data.scenes.source import ScenesConfig
 from vlmzoo.evaluate.loop import Result, evaluating, over_ranks, pick_samples, save_result, text_table
-from vlmzoo.evaluate.tasks import rows_of, zero_shot_head
+from vlmzoo.evaluate.tasks.alignment import zero_shot_head
+from vlmzoo.evaluate.tasks.base import rows_of
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
 from vlmzoo.processing.text import TINY_TOKENIZER

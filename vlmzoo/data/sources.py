@@ -63,9 +63,15 @@ class Rows:
 
 
 def _storable(row: Row) -> dict[str, Any]:
-    images = [{"path": image.get("path"), "bytes": image.get("bytes")} for image in row["images"]]
+    images = [_undecoded(image) for image in row["images"]]
     label = row.get("label")
     return {**row, "images": images, "label": label, "truth": json.dumps(row.get("truth") or {})}
+
+
+def _undecoded(image: Mapping[str, Any]) -> dict[str, Any]:
+    entry = {"path": image.get("path"), "bytes": image.get("bytes")}
+    frames = image.get("frames")
+    return entry if frames is None else {**entry, "frames": [_undecoded(frame) for frame in frames]}
 
 
 class LlavaConfig(Config):

@@ -9,7 +9,18 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vlmzoo.data.scenes.draw import CLASSES, COLOURS, SHAPES, SIZES, Object, Scene, box, keyed, pick, shuffled
+from vlmzoo.data.scenes.world import (
+    CLASSES,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Object,
+    Scene,
+    box,
+    keyed,
+    pick,
+    shuffled,
+)
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLACES: dict[int, tuple[str, ...]] = {
