@@ -257,18 +257,17 @@ def chat(
     _quiet()
     shown = [open_image({"path": picture}) for picture in pictures or []]
     loaded, processor = load(model)
-    if "Aligns" in offered(loaded) and "Speaks" not in offered(loaded):
-        raise VerbError(
-            f"vlmzoo chat needs a model that Speaks; {type(loaded).__name__} offers Aligns: vlmzoo demo classifies "
-            "pictures with it"
-        )
-    conversation = Conversation(loaded, processor, options, asker="vlmzoo chat")
+    try:
+        conversation = Conversation(loaded, processor, options, asker="vlmzoo chat")
+    except VerbError as error:
+        instead = ": vlmzoo demo classifies pictures with it" if "Aligns" in offered(loaded) else ""
+        raise VerbError(f"{error}{instead}") from None
     for picture in shown:
         conversation.show(picture)
     live = sys.stdin.isatty()
     terminal = Terminal(conversation, _lines(live), _write, lambda text: print(text, file=sys.stderr), live)
     if live:
-        print(f"{model}, {len(shown)} pictures shown; /help lists commands, Ctrl-D leaves", file=sys.stderr)
+        print(f"{model}; pictures shown: {len(shown)}; /help lists commands, Ctrl-D leaves", file=sys.stderr)
     failures = terminal.run()
     if failures and not live:
         raise SystemExit(1)
@@ -316,7 +315,6 @@ def demo(
         raise ConfigError("demo: the page is made with gradio; pip install 'vlmzoo[demo]'") from None
     options = read(ChatOptions, override({}, settings or []), "--set")
     _quiet()
-
     loaded, processor = load(model)
     address, wait = serve(page(loaded, processor, model, options), host, port, share)
     print(f"{model}: {address}", flush=True)
