@@ -1,9 +1,8 @@
 """The data set of clips: drawn scenes in motion, as videos of a few frames with captions or questions."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -21,7 +20,8 @@ from vlmzoo.data.scenes.clip_text import (
     clip_questions,
     names,
 )
-from vlmzoo.data.scenes.draw import blank, check_layout, check_split, draw, keyed, nearest, pick
+from vlmzoo.data.scenes.documents import TRIES, Numbered
+from vlmzoo.data.scenes.draw import blank, check_layout, draw, keyed, nearest, pick
 from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, TOGETHER, VERBS, Clip, State, clip
 from vlmzoo.data.scenes.rows import PICTURES, _asked, _text, _truth
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, NUMBERS, Question
@@ -29,12 +29,11 @@ from vlmzoo.data.scenes.text import FORMAT_PROMPT, NUMBERS, Question
 Row = dict[str, Any]
 
 CLIP_ROWS = ("captions", "vqa")
-_TRIES = 4096  # every row has its own stretch of scene numbers, so that no two rows show the same clip
 _COMPANY = ("appear", "disappear", *TOGETHER)  # what needs a second object
 _CROWD = ("mover", "count")  # kinds of questions that do
 
 
-class Clips:
+class Clips(Numbered):
     """Rows of one video each.
 
     A row is {"images": [{"frames": [{"image": PIL}, ...]}], "parts", "label", "id", "source", "truth"}; `truth` holds
@@ -58,8 +57,7 @@ class Clips:
         ValueError: an unknown name, or a number out of its range.
     """
 
-    root: Path | None = None
-    rejected: list[tuple[str, str]] = []
+    name = "scenes_clips"
 
     def __init__(
         self,
@@ -77,13 +75,16 @@ class Clips:
         pictures: str = "drawn",
         format_prompt: bool = False,
     ) -> None:
-        check_split(split)
+        super().__init__(split, length, seed)
         check_layout(objects, grid)
         for what, value, known in (("rows", rows, CLIP_ROWS), ("pictures", pictures, PICTURES)):
             if value not in known:
                 raise ValueError(f"unknown {what} '{value}': {nearest(value, known)}")
-        least = 2 if pictures == "swapped" else 1
-        for what, number, low in (("length", length, least), ("size", size, 8), ("frames", frames, 3)):
+        for what, number, low in (
+            ("length", length, 1 + (pictures == "swapped")),
+            ("size", size, 8),
+            ("frames", frames, 3),
+        ):
             if number < low:
                 raise ValueError(f"{what} is {number}; it is at least {low}")
         if objects[1] >= grid * grid:
@@ -96,16 +97,10 @@ class Clips:
         for kind in kinds or ():
             if kind not in possible:
                 raise ValueError(f"unknown kind '{kind}': {nearest(kind, possible)}")
-        self.split, self.rows, self.pictures, self.format_prompt = split, rows, pictures, format_prompt
-        self.length, self.seed, self.size, self.frames = length, seed, size, frames
+        self.rows, self.pictures, self.format_prompt = rows, pictures, format_prompt
+        self.size, self.frames = size, frames
         self.objects, self.grid, self.events = (objects[0], objects[1]), grid, (events[0], events[1])
         self.kinds = tuple(kinds or possible)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(self.length))
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` (0 to length - 1); raises IndexError outside."""
@@ -115,8 +110,8 @@ class Clips:
         return {
             "images": [{"frames": [{"image": frame} for frame in self._frames(index, shown)]}],
             "label": None,
-            "id": f"scenes_clips/{self.split}/{index}",
-            "source": "scenes_clips",
+            "id": f"{self.name}/{self.split}/{index}",
+            "source": self.name,
             **row,
         }
 
@@ -126,17 +121,15 @@ class Clips:
 
     def _found(self, index: int) -> tuple[Clip, Question | None]:
         """The first clip of the row's stretch of numbers in which happens what its kind of row is to show."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"row {index} of a data set of {self.length}")
         kind = "captions" if self.rows == "captions" else self.kinds[index % len(self.kinds)]
-        rng = keyed(f"{self.seed}/{self.split}/{index}", "clips", kind)
+        rng = keyed(self.key(index), kind)
         plan = _PLANS[kind](self, rng)
         layout = {
             "frames": self.frames,
             "objects": (plan.fewest(self.objects), self.objects[1]),
             "grid": self.grid,
         }
-        for number in count(index * _TRIES):
+        for number in count(index * TRIES):
             shown = clip(self.seed, self.split, number, events=plan.events, verbs=plan.verbs, **layout)
             if plan.events and not any(change.verb in plan.verbs for change in shown.changes):
                 continue
