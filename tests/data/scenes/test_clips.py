@@ -108,7 +108,7 @@ def test_what_is_claimed_is_seen(grid: int, split: str) -> None:
             if thing["name"] not in touched:
                 moved = centre(frames[-1], thing["colour"]) - centre(frames[0], thing["colour"])
                 assert np.abs(moved).max() < 0.02
-    assert set(found) == set(VERBS) and min(found.values()) >= 2, found
+    assert set(found) == set(VERBS) and min(found.values()) >= 1, found
 
 
 def test_nothing_happens_outside_the_claimed_frames() -> None:
@@ -370,7 +370,7 @@ def answer_of(truth: dict[str, Any]) -> str:
 
 @cache
 def asked(grid: int, split: str, most: int) -> list[dict[str, Any]]:
-    data = Clips(split, "vqa", length=420, grid=grid, objects=(1, most), size=8, frames=4, pictures="blank")
+    data = Clips(split, "vqa", length=700, grid=grid, objects=(1, most), size=8, frames=4, pictures="blank")
     return [row["truth"] for row in data]
 
 

@@ -32,8 +32,7 @@ def fits(thing: dict[str, Any], noun: str) -> bool:
 
 def side_of(thing: dict[str, Any], other: dict[str, Any], words: str) -> bool:
     """Whether one object is left of (...) another, from the middles of their boxes."""
-    x, y = ((a["box"][i] + a["box"][i + 2] for a in (thing, other)) for i in (0, 1))
-    (x0, x1), (y0, y1) = x, y
+    (x0, y0), (x1, y1) = ([one["box"][i] + one["box"][i + 2] for i in (0, 1)] for one in (thing, other))
     return {"to the left of": x0 < x1, "to the right of": x0 > x1, "above": y0 < y1, "below": y0 > y1}[words]
 
 
@@ -124,7 +123,7 @@ def form_of(statement: str) -> str:
 
 
 def test_neither_the_words_nor_one_picture_tell_the_answer() -> None:
-    cases = rows(length=1600)
+    cases = rows(length=1200)
     words = [(row["truth"]["statement"], row["label"]) for row in cases]
     assert best_guess(words) == 0.5
     for side in ("left", "right"):
@@ -160,7 +159,7 @@ def test_a_picture_of_a_crossed_set_is_right_once_and_wrong_once() -> None:
 def test_what_is_missing_is_nearly_there() -> None:
     """A picture without the red circle shows something red or a circle, whenever the board has room for a choice."""
     near = total = 0
-    for row in rows(length=1600):
+    for row in rows(length=1200):
         match = PRESENCE.fullmatch(row["truth"]["statement"])
         if not match or len(match.group(2).split()) != 2 or match.group(2).endswith("shape"):
             continue
