@@ -13,8 +13,8 @@ FLOORS: dict[str, int] = {
     "nn": 1, "processing": 1,
     "models": 2, "objectives": 2, "data": 2,
     "compose": 3, "training": 3, "evaluate": 3,
-    "methods": 4, "hub": 4,
-    "folders": 5,
+    "methods": 4, "hub": 4, "chat": 4,
+    "folders": 5, "terminal": 5, "web": 5,
     "run": 6,
     "train": 7, "cli": 7, "__main__": 7, "auto": 7, "__init__": 7,
 }  # fmt: skip

@@ -12,20 +12,23 @@ from PIL import Image
 from transformers import PreTrainedConfig
 
 from vlmzoo.compose import CLASSES, is_zoo_folder
-from vlmzoo.config import ConfigError, located
-from vlmzoo.hub import adapter, llava
+from vlmzoo.config import ConfigError, located, nearest
+from vlmzoo.hub import adapter, llava, llava_original
+from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.processing.processor import Processor
 
 
-def load(source: str | Path, **options: Any) -> tuple[ZooModel, Processor]:
+def load(source: str | Path, *, base: str | Path | None = None, **options: Any) -> tuple[ZooModel, Processor]:
     """A model and its processor from a folder or a Hub id, whatever public layout it has.
 
     Args:
         source: saved by this package (a whole model, or an adapter folder, whose base is loaded first), or a stock
-            ``llava`` folder. options: for transformers' ``from_pretrained``
+            ``llava`` folder, or a folder of the LLaVA project (whole, projector only, LoRA).
+        base: the language model of a LLaVA project folder without one; by default what the folder names.
+        options: for transformers' ``from_pretrained``
             (dtype, device_map, ...), for our own layout.
 
     Returns:
@@ -45,13 +48,18 @@ def load(source: str | Path, **options: Any) -> tuple[ZooModel, Processor]:
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
         return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
-    kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if kind == "llava":
+    tree = PreTrainedConfig.get_config_dict(folder)[0]
+    kind = tree.get("model_type")
+    if kind == "llava" or llava_original.is_original(tree):
         try:
-            return llava.read(folder)
+            return (
+                llava_original.read(folder, base) if llava_original.is_original(tree) else llava.read(folder)
+            )
         except (ValueError, KeyError) as error:
             raise ConfigError(f"load: {source}: {error}") from None
-    raise ConfigError(f"load: {source} holds a {kind!r} model; known layouts: vlmzoo, stock llava")
+    raise ConfigError(
+        f"load: {source} holds a {kind!r} model; known layouts: vlmzoo, stock llava, LLaVA project"
+    )
 
 
 def _local(source: str | Path) -> Path:
@@ -71,7 +79,8 @@ def _local(source: str | Path) -> Path:
     try:
         return Path(
             snapshot_download(
-                str(source), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+                str(source),
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin"],
             )
         )
     except (
@@ -87,41 +96,88 @@ def _local(source: str | Path) -> Path:
         ) from None
 
 
+LAYOUTS = ("transformers", *llava_original.KINDS)
+
+
 def export(
-    source: str | Path, target: str | Path, layout: str = "transformers", force: bool = False
+    source: str | Path,
+    target: str | Path,
+    layout: str = "transformers",
+    force: bool = False,
+    base: str | Path | None = None,
 ) -> float:
-    """Write a model in a public layout, read it back with the other side and compare logits.
+    """Write a model in a public layout, read it back and compare logits.
 
     Args:
-        layout: ``transformers`` (stock classes). force: write into a folder that is not empty.
+        layout: ``transformers`` (stock classes), or the LLaVA project's: ``original`` (everything),
+            ``original-projector`` (stage 1), ``original-lora``. Adapters are merged where the layout has none.
+        force: write into a folder that is not empty.
+        base: the language model that a projector or adapters belong to, named in the export and used to check it.
 
     Returns:
         The largest difference of logits on a test prompt.
 
     Raises:
-        ConfigError: the other side cannot express the model (with the reason), an occupied folder, or logits that
-            differ after reading back.
+        ConfigError: the other side cannot express the model (with the reason), an occupied folder, a base that is
+            missing, or logits that differ after reading back.
     """
-    if layout != "transformers":
-        raise ConfigError(f"--to: no layout {layout!r}; there are: transformers")
+    if layout not in LAYOUTS:
+        raise ConfigError(f"--to: no layout {layout!r}; {nearest(layout, LAYOUTS)}")
+    if layout in ("original-projector", "original-lora") and base is None:
+        raise ConfigError(f"--base: missing; {layout} holds only what belongs to a language model, name it")
     target = Path(target)
     if target.exists() and any(target.iterdir()) and not force:
         raise ConfigError(f"export: {target} is not empty")
     model, processor = load(source)
-    model.merge_lora()
-    reason = llava.why_not(model)
+    if layout != "original-lora":
+        model.merge_lora()
+    reason = llava.why_not(model) if layout == "transformers" else llava_original.why_not(model, layout)
     if reason:
         raise ConfigError(f"export: {source}: {reason}")
     building = target.parent / f".{target.name}.building"
     shutil.rmtree(building, ignore_errors=True)
     try:
-        difference = _exported(model, processor, building, Path(source), target.name)
+        difference = _exported(model, processor, building, layout, base)
+        facts = run_facts(source) if Path(source).is_dir() else {}
+        loading, library = _loading(target.name, layout)
+        write_card(building, title=target.name, loading=loading, library=library, **facts)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return difference
+
+
+def _exported(
+    model: ZooModel, processor: Processor, folder: Path, layout: str, base: str | Path | None
+) -> float:
+    assert isinstance(model, VisionLM)
+    if layout == "transformers":
+        llava.export(model, processor, folder)
+        difference = llava.largest_difference(model, folder, probe(model, processor))
+    else:
+        llava_original.export(model, processor, folder, layout, str(base or ""))
+        difference = llava_original.largest_difference(model, folder, probe(model, processor), base)
+    let_others_read(folder)
+    if difference > 1e-3:
+        raise ConfigError(
+            f"export: logits differ by {difference:.2e} after reading back; nothing was written"
+        )
+    return difference
+
+
+def _loading(name: str, layout: str) -> tuple[str, str]:
+    """Code that loads an export, and the library it is for."""
+    if layout != "transformers":
+        return (
+            f'from vlmzoo import load\n\nmodel, processor = load("{name}")  # or the LLaVA project\'s own loader',
+            "vlmzoo",
+        )
+    return (
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\nmodel = AutoModelForImageTextToText"
+        f'.from_pretrained("{name}")\nprocessor = AutoProcessor.from_pretrained("{name}")'
+    ), "transformers"
 
 
 def merge(source: str | Path, target: str | Path) -> int:
@@ -144,24 +200,6 @@ def merge(source: str | Path, target: str | Path) -> int:
     processor.save_pretrained(target)
     let_others_read(target)
     return merged
-
-
-def _exported(model: ZooModel, processor: Processor, folder: Path, source: Path, name: str) -> float:
-    assert isinstance(model, VisionLM)
-    llava.export(model, processor, folder)
-    let_others_read(folder)
-    difference = llava.largest_difference(model, folder, probe(model, processor))
-    if difference > 1e-3:
-        raise ConfigError(
-            f"export: logits differ by {difference:.2e} after reading back; nothing was written"
-        )
-    loading = (
-        f"from transformers import AutoModelForImageTextToText, AutoProcessor\n\nmodel = AutoModelForImageTextToText"
-        f'.from_pretrained("{name}")\nprocessor = AutoProcessor.from_pretrained("{name}")'
-    )
-    facts = run_facts(source) if source.is_dir() else {}
-    write_card(folder, title=name, loading=loading, library="transformers", **facts)
-    return difference
 
 
 def probe(model: ZooModel, processor: Processor) -> dict[str, torch.Tensor]:

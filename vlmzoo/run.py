@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,14 @@ class RunConfig(Config):
         return streams
 
 
-def read_run(path: str | Path, assignments: list[str] | None = None) -> RunConfig:
-    """The run in a YAML file, dotted assignments applied.
+def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | None = None) -> RunConfig:
+    """The run in a YAML file, or in a mapping of the same form, dotted assignments applied.
 
     Raises:
         ConfigError: with the path of the mistake, the value and the nearest valid thing.
     """
-    return read(RunConfig, override(load_yaml(path), assignments or []))
+    tree = dict(source) if isinstance(source, Mapping) else load_yaml(source)
+    return read(RunConfig, override(tree, assignments or []))
 
 
 def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
@@ -142,9 +144,21 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
 def collate_of(
     stream: StreamOptions, name: str, objective: Any, model: ZooModel, processor: Processor
 ) -> Collate:
-    """The collator that an objective's batches need."""
-    if objective.collate == "pairs":
+    """The collator that an objective's batches need.
+
+    Raises:
+        ConfigError: an objective that does not say which batches it reads.
+    """
+    wanted = getattr(objective, "collate", None)
+    if callable(wanted):
+        return wanted(processor)
+    if wanted == "pairs":
         return PairsCollate(processor)
+    if wanted != "language":
+        raise ConfigError(
+            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs' "
+            "or a method that makes a collator from the processor"
+        )
     pack_length = stream.pack_length
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")

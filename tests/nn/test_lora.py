@@ -74,6 +74,16 @@ def test_targets_and_the_vision_tower() -> None:
     assert "+ lora" in model.part_table()[0]["kind"]
 
 
+def test_adapters_in_layers_that_nothing_reads_stay_frozen() -> None:
+    """The tower is read before its last layer: adapters there would wait for a gradient that never comes."""
+    model, processor = vision_lm()
+    found = apply_learn(model, {"vision": Learn(lr=1e-3, lora=Lora(r=RANK))})
+    last = f"layers.{model.config.vision.num_hidden_layers - 1}."
+    assert found["vision"] and not [name for name in found["vision"] if last in name]
+    model.token_losses(batch_of(processor)).sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(found["vision"])
+
+
 def test_saved_whole_it_comes_back_with_its_adapters(tmp_path: Any) -> None:
     model, processor = vision_lm()
     model.add_lora("language", OPTIONS)

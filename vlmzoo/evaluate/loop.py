@@ -82,8 +82,10 @@ def over_ranks(
 
 def pick_samples(right: Sequence[bool], most: int) -> list[int]:
     """Numbers of up to ``most`` rows, half of them wrong ones where there are enough."""
-    wrong = [i for i, value in enumerate(right) if not value][: most // 2]
-    good = [i for i, value in enumerate(right) if value][: most - len(wrong)]
+    good = [i for i, value in enumerate(right) if value]
+    wrong = [i for i, value in enumerate(right) if not value]
+    good = good[: most - min(len(wrong), most // 2)]
+    wrong = wrong[: most - len(good)]
     return sorted(good + wrong)
 
 
@@ -114,6 +116,15 @@ def _plain(tree: Any) -> Any:
     if isinstance(tree, list):
         return [_plain(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def metric_table(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """Metrics as rows: each with its standard error beside it where there is one."""
+    return [
+        {"metric": name, "value": value, "stderr": metrics.get(f"{name}_stderr", "")}
+        for name, value in metrics.items()
+        if not (name.endswith("_stderr") and name.removesuffix("_stderr") in metrics)
+    ]
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:

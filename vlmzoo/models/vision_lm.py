@@ -290,12 +290,13 @@ class VisionLM(ZooModel, GenerationMixin):
             embeds = self._spliced(embeds, input_ids, media)
         if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
+        if past_key_values is not None:  # newer transformers pass ``cache`` instead and warn when given both
+            kwargs["past_key_values"] = past_key_values
         with self._looking(media, input_ids, media_index, bool(use_cache)):
             out = self.language(
                 inputs_embeds=embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 **kwargs,
             )
@@ -447,7 +448,7 @@ def llava_tiny() -> dict[str, Any]:
 
 
 def flamingo_tiny() -> dict[str, Any]:
-    """Flamingo shape at the same sizes: 8 latents, a gated block before every layer."""
+    """Flamingo shape at the same sizes and on the same features: 8 latents, a gated block before every layer."""
     connector = {
         "kind": "perceiver",
         "num_latents": 8,
@@ -463,5 +464,5 @@ def flamingo_tiny() -> dict[str, Any]:
         "dim_head": 16,
         "activation": "sq_relu",
     }
-    tree = _llava(tiny_vision(feature_layer=-2, cls="drop"), tiny_language(), image_token_id=2)
+    tree = _llava(tiny_vision(feature_layer=-4, cls="drop"), tiny_language(), image_token_id=2)
     return {**tree, "connector": connector, "fusion": fusion}

@@ -20,6 +20,14 @@ def is_lora(name: str) -> bool:
     return any(mark in name for mark in MARKS)
 
 
+def plain_name(name: str) -> str:
+    """The name that a parameter's layer had before it was wrapped: of the weight itself, and of its adapter."""
+    for mark in MARKS:
+        if mark in name:
+            return f"{name.partition(mark)[0]}.weight"
+    return name.replace(BASE, ".")
+
+
 def add_lora(part: nn.Module, options: Mapping[str, Any], where: str = "lora") -> None:
     """Wrap the linear layers of a part; B starts at 0, so the part computes what it did before.
 

@@ -161,15 +161,19 @@ class Processor(ProcessorMixin):
         """
         encoded, pictures = [], []
         for row in rows:
-            segments = self.segments_of(row, name, prompt=not whole)
-            segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
-            places = sum(segment.kind == "image" for segment in segments)
-            if places != len(row["images"]):
-                raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
-            encoded.append(self.segments.encode(segments)[0])
+            encoded.append(self.prompt_ids(row, name, whole))
             pictures.extend(self.pictures(row, root))
         batch = self.pad(encoded, side="left")
         return {**batch, **join_pictures(pictures)}
+
+    def prompt_ids(self, row: Row, name: str | None = None, whole: bool = False) -> list[int]:
+        """Ids of one row's prompt; see :meth:`prompts`."""
+        segments = self.segments_of(row, name, prompt=not whole)
+        segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
+        places = sum(segment.kind == "image" for segment in segments)
+        if places != len(row["images"]):
+            raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
+        return self.segments.encode(segments)[0]
 
     def pad(
         self, sequences: Sequence[Sequence[int]], side: str = "right", length: int | None = None
@@ -193,6 +197,17 @@ class Processor(ProcessorMixin):
         """Texts for a dual encoder, right-padded [B, T]."""
         length = self.max_length if self.pad_to_max else None
         return self.pad([self.caption_ids(text) for text in texts], length=length)
+
+    def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
+        """Arguments of transformers' ``generate`` that end an answer where the template ends one."""
+        fill, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        after = "" if document else template(name or self.template).answer[1]
+        text, *controls = self.segments.split(after)
+        ends = [end] if end is not None else []
+        if controls and not text:
+            ends.append(self.segments.controls[controls[0]])
+        words = {"stop_strings": [text], "tokenizer": self.tokenizer} if text else {}
+        return {"eos_token_id": ends or None, "pad_token_id": end if fill is None else fill, **words}
 
     def __call__(
         self,

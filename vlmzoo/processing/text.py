@@ -226,6 +226,12 @@ class SegmentTokenizer:
                 self._cache[key] = ids
         return ids
 
+    def split(self, words: str) -> list[str]:
+        """A template's own words as texts and names of control tokens in turn; a text (perhaps empty) comes first."""
+        if words not in self._own:
+            self._own[words] = self._control.split(words)
+        return self._own[words]
+
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
@@ -282,9 +288,7 @@ class SegmentTokenizer:
         for segment in members:
             pieces = [segment.text]
             if segment.own:
-                if segment.text not in self._own:
-                    self._own[segment.text] = self._control.split(segment.text)
-                pieces = self._own[segment.text]
+                pieces = self.split(segment.text)
             runs[-1] += pieces[0]
             runs += pieces[1:]
         ids: list[int] = []

@@ -222,6 +222,7 @@ def test_forms_and_controls() -> None:
         ({"form": "questions"}, "did you mean 'question'"),
         ({"pictures": "lift"}, "did you mean 'left'"),
         ({"size": 4}, "size is 4"),
+        ({"style": ("plain", "scetch")}, "did you mean 'sketch'"),
         ({"objects": (1, 5)}, "objects is"),
     ],
 )

@@ -10,9 +10,10 @@ Objects are called what they are at the start. What a kind of question needs to 
 import random
 from collections.abc import Callable, Sequence
 
-from vlmzoo.data.scenes.draw import COLOURS, keyed
-from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, STATIC, TOGETHER, Change, Clip
+from vlmzoo.data.scenes.chance import keyed
+from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, PASSING, STATIC, TOGETHER, Change, Clip
 from vlmzoo.data.scenes.text import NUMBERS, PLACES, YES_NO, Question, place, with_article
+from vlmzoo.data.scenes.world import COLOURS
 
 CLIP_KINDS = ("motion", "mover", "change", "order", "count", "place", "colour")
 STILL = "still"
@@ -191,7 +192,7 @@ def _orders(clip: Clip, rng: random.Random) -> list[Question]:
     nouns = [_noun(clip, change.things[0], rng) for change in clip.changes]
     if len(first.things) == len(second.things) == 1 and all(nouns):
         told = [_DOES[change.verb][0] for change in clip.changes]
-        if first.things != second.things and not {"appear", "disappear"} & {first.verb, second.verb}:
+        if first.things != second.things and not set(PASSING) & {first.verb, second.verb}:
             pair = sorted(nouns, key=lambda noun: keyed(clip.scene.key, "pair", noun).random())  # type: ignore[arg-type]
             text = f"Which changes first, the {pair[0]} or the {pair[1]}?"
             asked.append(Question("order", text, str(nouns[0]), tuple(map(str, pair))))

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
 from vlmzoo.data.scenes.alter import with_objects
+from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.clip_text import (
     CLIP_KINDS,
     DEEDS,
@@ -21,15 +22,16 @@ from vlmzoo.data.scenes.clip_text import (
     names,
 )
 from vlmzoo.data.scenes.documents import TRIES, Numbered
-from vlmzoo.data.scenes.draw import blank, check_layout, draw, keyed, nearest, pick
-from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, TOGETHER, VERBS, Clip, State, clip
+from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
+from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, PASSING, TOGETHER, VERBS, Clip, State, clip
 from vlmzoo.data.scenes.rows import PICTURES, _asked, _text, _truth
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, NUMBERS, Question
+from vlmzoo.data.scenes.world import check_layout, nearest
 
 Row = dict[str, Any]
 
 CLIP_ROWS = ("captions", "vqa")
-_COMPANY = ("appear", "disappear", *TOGETHER)  # what needs a second object
+_COMPANY = (*PASSING, *TOGETHER)  # what needs a second object
 _CROWD = ("mover", "count")  # kinds of questions that do
 
 
@@ -47,6 +49,7 @@ class Clips(Numbered):
         objects: (fewest, most) objects in a clip; there is always a free cell.
         grid: cells along a side, 2 or 3.
         size: pixels along a side.
+        style: how pictures are drawn, a name of STYLES; of several, each row draws its own.
         frames: frames of every clip, at least 3.
         events: (fewest, most) things that happen in a clip with a caption, 0 to 2; a question brings its own number.
         kinds: kinds of questions, in turn; all of CLIP_KINDS by default.
@@ -69,6 +72,7 @@ class Clips(Numbered):
         objects: tuple[int, int] = (1, 2),
         grid: int = 2,
         size: int = 64,
+        style: str | Sequence[str] = "plain",
         frames: int = 8,
         events: tuple[int, int] = (0, 2),
         kinds: Sequence[str] | None = None,
@@ -98,7 +102,7 @@ class Clips(Numbered):
             if kind not in possible:
                 raise ValueError(f"unknown kind '{kind}': {nearest(kind, possible)}")
         self.rows, self.pictures, self.format_prompt = rows, pictures, format_prompt
-        self.size, self.frames = size, frames
+        self.size, self.frames, self.styles = size, frames, check_styles(style)
         self.objects, self.grid, self.events = (objects[0], objects[1]), grid, (events[0], events[1])
         self.kinds = tuple(kinds or possible)
 
@@ -106,7 +110,7 @@ class Clips(Numbered):
         """Row `index` (0 to length - 1); raises IndexError outside."""
         shown, asked = self._found(index)
         row = self._captioned(shown) if asked is None else self._questioned(asked)
-        row["truth"] |= _told(shown)
+        row["truth"] |= _told(shown) | {"style": style_of(self.key(index), self.styles)}
         return {
             "images": [{"frames": [{"image": frame} for frame in self._frames(index, shown)]}],
             "label": None,
@@ -158,7 +162,8 @@ class Clips(Numbered):
             return [blank(self.size)] * self.frames
         if self.pictures == "swapped":
             shown = self.clip((index + self.length // 2) % self.length)
-        return [draw(shown.frame(number), self.size) for number in range(self.frames)]
+        style = style_of(self.key(index), self.styles)
+        return [draw(shown.frame(number), self.size, style) for number in range(self.frames)]
 
 
 class _Plan:
@@ -212,7 +217,7 @@ def _for_count(data: Clips, rng: random.Random) -> _Plan:
     fewest, most = max(2, data.objects[0]), data.objects[1]
     number = pick(rng, range(fewest - 1, most + 1))
     comes_or_goes = number < fewest or rng.random() < 0.5
-    verbs = ("appear", "disappear") if comes_or_goes else VERBS
+    verbs = PASSING if comes_or_goes else VERBS
     return _Plan(pick(rng, (1, 2)), verbs, NUMBERS[number], crowd=True)
 
 
@@ -279,6 +284,7 @@ class ClipsConfig(Config):
     objects: tuple[int, int] = (1, 2)
     grid: int = 2
     size: int = 64
+    style: str | tuple[str, ...] = "plain"
     frames: int = 8
     events: tuple[int, int] = (0, 2)
     kinds: tuple[str, ...] | None = None

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vlmzoo.data.scenes.alter import recast, resized, with_objects
-from vlmzoo.data.scenes.draw import SIZES, Object, Scene, pick, shuffled
+from vlmzoo.data.scenes.chance import pick, shuffled
 from vlmzoo.data.scenes.text import NUMBERS, with_article
+from vlmzoo.data.scenes.world import SIZES, Object, Scene
 
 PAIR_KINDS = ("quantity", "presence", "attribute", "relation")
 Kind = tuple[str, str]  # colour and shape

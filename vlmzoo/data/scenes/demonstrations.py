@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from PIL import Image
 
 from vlmzoo.data.scenes.documents import SLOTS, Interleaved, Row
-from vlmzoo.data.scenes.draw import COLOURS, SHAPES, SIZES, Scene, blank, keyed, nearest, pick, shuffled
+from vlmzoo.data.scenes.draw import blank
 from vlmzoo.data.scenes.rows import PICTURES
 from vlmzoo.data.scenes.sentences import ATTRIBUTES
+from vlmzoo.data.scenes.world import COLOURS, SHAPES, SIZES, Scene, keyed, nearest, pick, shuffled
 
 TASKS = ("recognition", "words")
 ORDERS = ("uniform", "bursty")
@@ -36,6 +37,7 @@ class Demonstrations(Interleaved):
     `objects`, one a picture.
 
     Args:
+        split, length, seed, size, style: of :class:`Interleaved`.
         task: "recognition" or "words".
         attributes: what may be asked for; by default all three, with made-up words colour and shape.
         shots: (fewest, most) demonstrations before the query.
@@ -71,8 +73,9 @@ class Demonstrations(Interleaved):
         ways: int = 2,
         tail: float = 0.0,
         pictures: str = "drawn",
+        style: str | Sequence[str] = "plain",
     ) -> None:
-        super().__init__(split, length, seed, size)
+        super().__init__(split, length, seed, size, style)
         for what, value, known in (
             ("task", task, TASKS),
             ("order", order, ORDERS),

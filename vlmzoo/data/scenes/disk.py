@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmzoo.data.scenes.draw import NOVEL_CLASSES, nearest
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import CLASS_NAMES, DESCRIBE
+from vlmzoo.data.scenes.world import NOVEL_CLASSES, nearest
 
 Written = dict[str, Any]
 

@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from vlmzoo.data.scenes.alter import repainted, resized, with_objects
-from vlmzoo.data.scenes.draw import COLOURS, SIZES, Object, Scene, keyed, pick, scene, shuffled
+from vlmzoo.data.scenes.chance import keyed, pick, shuffled
+from vlmzoo.data.scenes.world import COLOURS, SIZES, Object, Scene, scene
 
 DIRECTIONS = ("left", "right", "up", "down")
 ALONE = (*DIRECTIONS, "grow", "shrink", "appear", "disappear", "turn")  # what one object does
@@ -21,7 +22,8 @@ TOGETHER = ("swap", "approach", "part")  # what two do
 VERBS = ALONE + TOGETHER
 
 _STEPS = {"left": ("col", -1), "right": ("col", 1), "up": ("row", -1), "down": ("row", 1)}
-_SUDDEN = ("appear", "disappear", "turn")
+PASSING = ("appear", "disappear")
+_SUDDEN = (*PASSING, "turn")
 STATIC = ("grow", "shrink", *_SUDDEN)  # what leaves an object at its place
 _APART = (
     0.85  # centres of two objects, as a share of the sum of their radii: closer ones would hide each other
@@ -96,9 +98,12 @@ class Clip:
         return state
 
     def frame(self, number: int) -> Scene:
-        """The scene to draw for a frame."""
+        """The scene to draw for a frame. Its objects stand in the clip's order, those that come or go last: what a style
+        draws for each object by its place, a texture say, then stays with it."""
         state = self.state(number)
-        return with_objects(self.scene, [state.objects[i] for i in state.present])
+        passing = {i for change in self.changes if change.verb in PASSING for i in change.things}
+        there = sorted(state.present, key=lambda i: (i in passing, i))
+        return replace(self.scene, objects=tuple(state.objects[i] for i in there))
 
     def reordered(self) -> "Clip":
         """The clip in which the same happens in the other order; its first and last frames are the same."""

@@ -8,11 +8,13 @@ from PIL import Image
 from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
+from vlmzoo.data.scenes.chance import keyed, shuffled
 from vlmzoo.data.scenes.contrast import Contrast, contrast, possible_kinds
 from vlmzoo.data.scenes.documents import Numbered
-from vlmzoo.data.scenes.draw import Scene, blank, check_layout, draw, keyed, nearest, shuffled
+from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.rows import _image, _text, _truth
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, YES_NO
+from vlmzoo.data.scenes.world import Scene, check_layout, nearest
 
 Row = dict[str, Any]
 
@@ -35,6 +37,7 @@ class Pairs(Numbered):
         objects: (fewest, most) objects in a picture.
         grid: cells along a side, 2 or 3.
         size: pixels along a side.
+        style: how pictures are drawn, a name of STYLES; of several, each contrast set draws its own.
         kinds: kinds of statements, set after set in turn; by default all of PAIR_KINDS that `objects` allow.
         form: "question" ("Is it true that ...?") or "statement" (the sentence itself); the answer is yes or no.
         pictures: "drawn", or a control with the same words: "blank" (even grey), or only the "left" or "right" one.
@@ -55,6 +58,7 @@ class Pairs(Numbered):
         objects: tuple[int, int] = (1, 4),
         grid: int = 2,
         size: int = 64,
+        style: str | Sequence[str] = "plain",
         kinds: Sequence[str] | None = None,
         form: str = "question",
         pictures: str = "drawn",
@@ -72,13 +76,15 @@ class Pairs(Numbered):
             if kind not in possible:
                 raise ValueError(f"unknown kind '{kind}': {nearest(kind, possible)}")
         self.objects, self.grid, self.size = (objects[0], objects[1]), grid, size
+        self.styles = check_styles(style)
         self.kinds = tuple(kinds or possible)
         self.form, self.pictures, self.format_prompt = form, pictures, format_prompt
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` (0 to length - 1); raises IndexError outside."""
         kind, found = self.contrast(index)
-        order = shuffled(keyed(self.key(index - index % SET), "order"), range(SET))
+        key = self.key(index - index % SET)
+        order, style = shuffled(keyed(key, "order"), range(SET)), style_of(key, self.styles)
         left, right, true = found.pairs[order[index % SET]]
         answer = YES_NO[0 if true else 1]
         question = f"Is it true that {found.statement}?"
@@ -86,7 +92,10 @@ class Pairs(Numbered):
         prompt = f"\n{FORMAT_PROMPT}" if self.format_prompt else ""
         sides = {name: _truth(shown)["objects"] for name, shown in (("left", left), ("right", right))}
         return {
-            "images": [{"image": self._picture("left", left)}, {"image": self._picture("right", right)}],
+            "images": [
+                {"image": self._picture(side, shown, style)}
+                for side, shown in (("left", left), ("right", right))
+            ],
             "parts": [
                 _image("user"),
                 _image("user"),
@@ -103,6 +112,7 @@ class Pairs(Numbered):
                 "answer": answer,
                 "choices": list(YES_NO),
                 "label": int(true),
+                "style": style,
                 "objects": sides["left"] + sides["right"],
                 **sides,
             },
@@ -120,8 +130,8 @@ class Pairs(Numbered):
 
         return kind, contrast(kind, keyed(self.key(number * SET), kind), album, self.objects)
 
-    def _picture(self, side: str, shown: Scene) -> Image.Image:
-        return draw(shown, self.size) if self.pictures in ("drawn", side) else blank(self.size)
+    def _picture(self, side: str, shown: Scene, style: str) -> Image.Image:
+        return draw(shown, self.size, style) if self.pictures in ("drawn", side) else blank(self.size)
 
 
 class PairsConfig(Config):
@@ -134,6 +144,7 @@ class PairsConfig(Config):
     objects: tuple[int, int] = (1, 4)
     grid: int = 2
     size: int = 64
+    style: str | tuple[str, ...] = "plain"
     kinds: tuple[str, ...] | None = None
     form: str = "question"
     pictures: str = "drawn"

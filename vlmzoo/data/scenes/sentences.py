@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vlmzoo.data.scenes.draw import Scene, pick, shuffled
 from vlmzoo.data.scenes.text import with_article
+from vlmzoo.data.scenes.world import Scene, pick, shuffled
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 ATTRIBUTES = ("colour", "shape", "size")

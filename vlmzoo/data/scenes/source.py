@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
-from vlmzoo.data.scenes.draw import CLASSES, COLOURS, NOVEL_CLASSES, SHAPES, SIZES
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import ANSWERS, CLASS_TEMPLATES, with_article
+from vlmzoo.data.scenes.world import CLASSES, COLOURS, NOVEL_CLASSES, SHAPES, SIZES
 
 
 class ScenesSource(Scenes):
@@ -52,6 +52,7 @@ class ScenesConfig(Config):
     format_prompt: bool = False
     detail: str = "any"
     kinds: tuple[str, ...] | None = None
+    style: str | tuple[str, ...] = "plain"
 
     def open(self) -> ScenesSource:
         """The source.

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from vlmzoo.data.scenes.demonstrations import TASKS, Demonstrations
 from vlmzoo.data.scenes.documents import Documents, Numbered, Row
-from vlmzoo.data.scenes.draw import check_layout, keyed, nearest, pick
 from vlmzoo.data.scenes.rows import _text
 from vlmzoo.data.scenes.text import captions, questions
+from vlmzoo.data.scenes.world import check_layout, keyed, nearest, pick
 
 
 class Texts(Numbered):
@@ -17,6 +17,7 @@ class Texts(Numbered):
     so that a language model knows the form before it is frozen. `truth` says the `kind`.
 
     Args:
+        split, length, seed: of :class:`Numbered`.
         kinds: of the texts, all by default; they take turns, so a kind named twice comes twice.
         objects: (fewest, most) objects of the scenes that captions and questions speak of. grid: cells, 2 or 3.
         shots: (fewest, most) demonstrations of the texts of kind "demonstrations".

@@ -95,7 +95,7 @@ def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], pictures: Se
     counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
     if not all(counts):
         raise RowError("a candidate has no token to score")
-    losses = job.model.token_losses(move({**batch, "labels": labels}, job.device)).double().cpu()
+    losses = job.model.token_losses(move({**batch, "labels": labels}, job.device)).detach().double().cpu()
     return [(-float(part.sum()), len(part)) for part in losses.split(counts)]
 
 
