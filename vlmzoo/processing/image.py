@@ -41,10 +41,15 @@ def open_image(entry: Mapping[str, Any], root: str | Path | None = None) -> Imag
     if entry.get("bytes") is not None:
         return _read(lambda: _decode(io.BytesIO(entry["bytes"]), "bytes"), "bytes")
     path = str(entry.get("path") or "")
-    return _read(lambda: _decode(_local_file(path, root), path), path)
+    return _read(lambda: _decode(local_file(path, root), path), path)
 
 
-def _local_file(path: str, root: str | Path | None) -> Path:
+def local_file(path: str, root: str | Path | None) -> Path:
+    """The file that an image entry's path names.
+
+    Raises:
+        RowError: missing, outside the root, or a URL.
+    """
     if not path or "://" in path:
         raise RowError(f"image path {path!r}: wanted a local file")
     file = Path(path)

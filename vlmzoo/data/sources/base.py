@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlmzoo.config import ConfigError, nearest_file
+from vlmzoo.config import ConfigError, nearest, nearest_file
 from vlmzoo.types import Row, RowError
 
 Rejected = list[tuple[str, str]]
@@ -122,7 +123,8 @@ def convert(
     A record's own ``id``, where it has one, stands for the name.
     """
     for number, record in records:
-        name = str(record.get("id", number)) if isinstance(record, Mapping) else number
+        own = record.get("id") if isinstance(record, Mapping) else None
+        name = number if own in (None, "") else str(own)
         try:
             row = to_row(record, name)
             check_row(row)
@@ -150,20 +152,25 @@ def check_row(row: Row) -> None:
 
 
 def label_of(value: Any, class_names: Sequence[str] = ()) -> int | None:
-    """A label as a number: a number (also written as text), or one of ``class_names``; -1 and None are no label.
+    """A label as a number: one of ``class_names``, or a number (also written as text); -1 and None are no label.
+
+    Where no names are known, everything but a number is no label: records of many makers have a key of this name.
 
     Raises:
-        RowError: neither, or a number that no class has.
+        RowError: none of the classes.
     """
-    if value is None or value == "":
+    if value in (None, "", -1):
         return None
     if isinstance(value, str) and value in class_names:
         return class_names.index(value)
     number = whole_number(value)
-    if number is None or not -1 <= number < (len(class_names) or MAX_LABEL):
-        known = f"of {len(class_names)} classes" if class_names else "a number from 0"
-        raise RowError(f"label {value!r}: wanted {known}")
-    return None if number == -1 else number
+    if number is not None and 0 <= number < (len(class_names) or MAX_LABEL):
+        return number
+    if class_names:
+        raise RowError(
+            f"label {value!r} is none of {len(class_names)} classes; {nearest(str(value), class_names)}"
+        )
+    return None
 
 
 def whole_number(value: Any) -> int | None:
@@ -177,22 +184,12 @@ def whole_number(value: Any) -> int | None:
 
 
 def truth_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record says under ``truth``: a mapping, or one written as json text (for tables of plain columns).
-
-    Raises:
-        RowError: something else.
-    """
+    """What a record says under ``truth``: a mapping, also one written as json text (in tables of plain columns)."""
     found = record.get("truth")
-    if isinstance(found, str) and found:
-        try:
+    if isinstance(found, str):
+        with suppress(ValueError, RecursionError):  # somebody else's column of that name
             found = json.loads(found)
-        except (ValueError, RecursionError) as error:
-            raise RowError(f"truth is no json: {error}") from None
-    if not found:
-        return {}
-    if not isinstance(found, Mapping):
-        raise RowError(f"truth: wanted a mapping, got {type(found).__name__}")
-    return dict(found)
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def picture_entry(value: Any) -> dict[str, Any]:

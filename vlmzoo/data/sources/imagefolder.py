@@ -167,8 +167,8 @@ class _Table:
 
     def _columns(self) -> dict[str, str | None]:
         """The columns of pictures, labels and texts: as told, else by the usual names."""
-        _, first = next(iter(self.records([])), ("", None))
-        there = [str(key) for key in first] if isinstance(first, Mapping) else []
+        first = next((record for _, record in self.records([]) if isinstance(record, Mapping)), {})
+        there = [str(key) for key in first]
         usual = {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS, "text": TEXT_COLUMNS}
         columns: dict[str, str | None] = {}
         for meaning, names in usual.items():
