@@ -167,8 +167,8 @@ class _Table:
 
     def _columns(self) -> dict[str, str | None]:
         """The columns of pictures, labels and texts: as told, else by the usual names."""
-        first = next((record for _, record in self.records([]) if isinstance(record, Mapping)), {})
-        there = [str(key) for key in first]
+        records = (record for _, record in self.records([]) if isinstance(record, Mapping))
+        there = list(dict.fromkeys(str(key) for record in records for key in record))
         usual = {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS, "text": TEXT_COLUMNS}
         columns: dict[str, str | None] = {}
         for meaning, names in usual.items():

@@ -123,7 +123,8 @@ class ParquetRows:
         record = {self._renamed.get(key, key): value for key, value in record.items()}
         pictures = [picture_entry(_plain(one)) for one in as_list(record.get(self._pictures))]
         videos = [video_entry([_plain(frame) for frame in video]) for video in as_list(record.get("videos"))]
-        return row_of(record, name, "parquet", pictures, videos, self.class_names)
+        alone = self._pictures not in self._table.column_names
+        return row_of(record, name, "parquet", pictures, videos, self.class_names, text_alone=alone)
 
 
 def without_bytes(array: Any) -> list[Any]:

@@ -49,13 +49,16 @@ def row_of(
     pictures: Sequence[dict[str, Any]],
     videos: Sequence[dict[str, Any]] = (),
     class_names: Sequence[str] = (),
+    text_alone: bool = False,
 ) -> Row:
     """A row from a record of any shape and the entries of its pictures and videos.
+
+    ``text_alone`` takes a text without a picture as a row; elsewhere its picture is missing.
 
     Raises:
         RowError: places and pictures differ in number, or a piece of the record is malformed.
     """
-    parts, truth = parts_of(record, len(pictures))
+    parts, truth = parts_of(record, len(pictures), text_alone)
     return {
         "images": in_order(parts, pictures, videos),
         "parts": parts,
@@ -66,7 +69,9 @@ def row_of(
     }
 
 
-def parts_of(record: Mapping[str, Any], pictures: int) -> tuple[list[Part], dict[str, Any]]:
+def parts_of(
+    record: Mapping[str, Any], pictures: int, text_alone: bool = False
+) -> tuple[list[Part], dict[str, Any]]:
     """The parts of a record by the table above, and what its shape says about the truth.
 
     Raises:
@@ -87,12 +92,12 @@ def parts_of(record: Mapping[str, Any], pictures: int) -> tuple[list[Part], dict
         asked = [place("user")] * pictures + [said("user", record["question"])]
         return [*asked, *answers], {"question": record["question"]} | last_answer(answers)
     text = record.get("text") if record.get("text") is not None else record.get("caption")
+    if not pictures and not (text_alone and text is not None):
+        raise RowError("no picture" + ("" if text is None else " beside the text"))
     if text is not None:
         if not isinstance(text, str) or not text.strip():
             raise RowError("empty caption" if isinstance(text, str) else f"text is {type(text).__name__}")
         return [*first, said("text", text.strip())], {"caption": text.strip()} if pictures else {}
-    if not pictures:
-        raise RowError(f"no picture, and none of the keys {', '.join(SHAPES)}")
     return first, {}
 
 

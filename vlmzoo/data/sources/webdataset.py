@@ -85,12 +85,6 @@ class _Sample:
         if not record:
             raise RowError("no .txt, .json or .cls beside the picture")
         pictures, videos = self._entries()
-        if (
-            not pictures
-            and not videos
-            and not any(key in record for key in ("parts", "messages", "conversations"))
-        ):
-            raise RowError("no picture beside the text")
         name = str(record["id"]) if record.get("id") is not None else self.name
         return row_of(record, name, "webdataset", pictures, videos, class_names)
 
