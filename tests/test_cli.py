@@ -314,6 +314,7 @@ def test_eval_shows_and_writes_the_tables(world: Path, tmp_path: Path) -> None:
     )
     assert code == 0, err
     assert "vqa (3 rows)" in out and "accuracy" in out and "kind" in out and "written to" in out
+    assert "stderr" in out and "accuracy_stderr" not in out and not list(tmp_path.rglob("*.partial"))
     assert json.loads((tmp_path / "results" / "later" / "vqa.json").read_text())["n"] == 3
 
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from vlmzoo.compose import build, processor_for
-from vlmzoo.run import load, read_run, train
+from vlmzoo.folders import load
+from vlmzoo.run import read_run, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,7 +72,7 @@ def test_own_data_end_to_end(tmp_path: Path) -> None:
 
     assert load(out)[0].config.starts["vision"] == str(tmp_path / "start")
 
-    from vlmzoo.run import export
+    from vlmzoo.folders import export
 
     assert export(out, tmp_path / "stock") < 1e-5
     code = (

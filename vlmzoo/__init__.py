@@ -26,9 +26,9 @@ def build(source: Any, **options: Any) -> ZooModel:
 
 
 def load(source: Any, **options: Any) -> tuple[ZooModel, Processor]:
-    """A trained model and its processor from a folder or the Hub; see :func:`vlmzoo.run.load`."""
+    """A trained model and its processor from a folder or the Hub; see :func:`vlmzoo.folders.load`."""
     import vlmzoo.auto  # noqa: F401
-    from vlmzoo.run import load as read
+    from vlmzoo.folders import load as read
 
     return read(source, **options)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=c ...]", help="Changes to the config, for example optim.steps=20"),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="How to answer, for example temperature=0.7; repeatable"
+    ),
+]
 USER_MISTAKES = (ConfigError, KeyError, OSError)
 
 
@@ -33,6 +39,9 @@ class Layout(str, Enum):
     """Layouts that a model can be exported to."""
 
     transformers = "transformers"
+    original = "original"
+    original_projector = "original-projector"
+    original_lora = "original-lora"
 
 
 class RowLayout(str, Enum):
@@ -149,13 +158,17 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
     when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
 ) -> None:
-    """Run the tasks of a run file on a model and show their tables."""
+    """Run the tasks of a run file on a model and show their tables.
+
+    Stopped, it goes on when the same command is given again. On several processes: accelerate launch -m vlmzoo eval ...
+    """
     tree = override(load_yaml(config), overrides or [])
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
 
-    from vlmzoo.evaluate.loop import text_table
+    from vlmzoo import distributed
+    from vlmzoo.evaluate.loop import metric_table, text_table
     from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
 
@@ -165,13 +178,19 @@ def evaluate(
         raise ConfigError(f"{config}: no evaluate.tasks")
     folder = out or (Path(model) if Path(model).is_dir() else None)
     loaded, processor = load(model)
-    for name, result in run_tasks(loaded, processor, options.tasks, when, folder).items():
+    distributed.start()
+    if folder is not None:
+        kept = f"results go to {folder / 'results' / when}; stopped, the same command goes on after finished batches"
+        logging.getLogger(__name__).info(kept)
+    found = run_tasks(loaded.to(distributed.device()), processor, options.tasks, when, folder)
+    for name, result in found.items() if distributed.is_main() else ():
         print(f"\n{name} ({result.n} rows)")
-        print(text_table([{"metric": key, "value": value} for key, value in result.metrics.items()]))
+        print(text_table(metric_table(result.metrics)))
         if result.table:
             print("\n" + text_table(result.table))
-    if folder is not None:
+    if folder is not None and distributed.is_main():
         print(f"\nwritten to {folder / 'results' / when}")
+    distributed.stop()
 
 
 @app.command()
@@ -184,40 +203,134 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 answers greedily")] = 0.0,
 ) -> None:
     """Ask a model about a picture."""
+    from vlmzoo.chat import ChatOptions, Conversation
+    from vlmzoo.folders import load
     from vlmzoo.processing.image import open_image
-    from vlmzoo.run import load
-    from vlmzoo.types import require_verb
 
     _quiet()
     picture = open_image({"path": image})
+    options = ChatOptions(max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature)
+    conversation = Conversation(*load(model), options, asker="vlmzoo generate")
+    conversation.show(picture)
+    print(conversation.ask(question))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
+    pictures: Annotated[
+        list[str] | None, typer.Argument(metavar="[PICTURE ...]", help="Picture files for the first question")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Talk with a model about pictures; /help lists commands. Piped questions are answered line by line."""
+    from vlmzoo.chat import ChatOptions, Conversation
+    from vlmzoo.folders import load
+    from vlmzoo.processing.image import open_image
+    from vlmzoo.terminal import Terminal
+    from vlmzoo.types import VerbError, offered
+
+    options = read(ChatOptions, override({}, settings or []), "--set")
+    _quiet()
+    shown = [open_image({"path": picture}) for picture in pictures or []]
     loaded, processor = load(model)
-    require_verb(loaded, "Speaks", "vlmzoo generate")
-    parts = [
-        {"role": "user", "type": "image", "text": None},
-        {"role": "user", "type": "text", "text": question},
-    ]
-    row: Any = {"images": [{"image": picture}], "parts": parts, "id": "cli"}
-    prompt = processor.prompts([row])
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    out = loaded.generate(
-        **prompt, max_new_tokens=max_new_tokens, num_beams=num_beams, eos_token_id=processor.tokenizer.eos_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id, **sampling,
-    )  # fmt: skip
-    print(processor.answers(prompt, out)[0])
+    if "Aligns" in offered(loaded) and "Speaks" not in offered(loaded):
+        raise VerbError(
+            f"vlmzoo chat needs a model that Speaks; {type(loaded).__name__} offers Aligns: vlmzoo demo classifies "
+            "pictures with it"
+        )
+    conversation = Conversation(loaded, processor, options, asker="vlmzoo chat")
+    for picture in shown:
+        conversation.show(picture)
+    live = sys.stdin.isatty()
+    terminal = Terminal(conversation, _lines(live), _write, lambda text: print(text, file=sys.stderr), live)
+    if live:
+        print(f"{model}, {len(shown)} pictures shown; /help lists commands, Ctrl-D leaves", file=sys.stderr)
+    failures = terminal.run()
+    if failures and not live:
+        raise SystemExit(1)
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _lines(live: bool) -> Callable[[], str]:
+    """A person's next line with editing and history where there is readline, or the next of a pipe."""
+    if live:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (input uses it from now on)
+        return lambda: input("> ")
+
+    def line() -> str:
+        text = sys.stdin.readline()
+        if not text:
+            raise EOFError
+        return text
+
+    return line
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The first free one from 7860")] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="A public address, by way of gradio's servers")
+    ] = False,
+    settings: Settings = None,
+) -> None:
+    """Open a web page to try a model with pictures (needs the extra 'demo')."""
+    from vlmzoo.chat import ChatOptions
+    from vlmzoo.folders import load
+
+    try:
+        from vlmzoo.web import page, serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ConfigError("demo: the page is made with gradio; pip install 'vlmzoo[demo]'") from None
+    options = read(ChatOptions, override({}, settings or []), "--set")
+    _quiet()
+
+    loaded, processor = load(model)
+    address, wait = serve(page(loaded, processor, model, options), host, port, share)
+    print(f"{model}: {address}", flush=True)
+    wait()
 
 
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
-    to: Annotated[Layout, typer.Option("--to", help="Whose layout")] = Layout.transformers,
+    to: Annotated[
+        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+    ] = Layout.transformers,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The language model that original-projector and original-lora belong to"),
+    ] = None,
 ) -> None:
     """Write a model in a public layout; good only after reading it back there and comparing logits."""
-    from vlmzoo.run import export as write
+    from vlmzoo.folders import export as write
 
     _quiet()
-    difference = write(source, target, to.value)
-    print(f"{target}: read back by stock {to.value}, logits differ by at most {difference:.1e}")
+    difference = write(source, target, to.value, base=base)
+    reader = "stock transformers" if to is Layout.transformers else "our reader of that layout"
+    print(f"{target}: read back by {reader}, logits differ by at most {difference:.1e}")
+
+
+@app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="A run folder with LoRA adapters")],
+    target: Annotated[Path, typer.Argument(help="The folder to write")],
+) -> None:
+    """Write a model with LoRA adapters as a plain one, the adapters added into its weights."""
+    from vlmzoo.folders import merge as write
+
+    _quiet()
+    print(f"{target}: {write(source, target)} adapters merged into the weights they stood beside")
 
 
 @app.command()

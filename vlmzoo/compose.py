@@ -18,6 +18,7 @@ from vlmzoo.models.base import ZooModel, read_weights
 from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
+from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.text import text_config
 from vlmzoo.nn.vision import EXTRAS, vision_config
 from vlmzoo.processing.image import ImageTransform
@@ -199,7 +200,11 @@ def is_zoo_folder(source: str | Path) -> bool:
 def _load_part(model: ZooModel, name: str, source: str) -> None:
     part, source = getattr(model, name), located(source)
     if is_zoo_folder(source):
-        weights = read_weights(source, f"{name}.")
+        weights = _plain_weights(source, name)
+        # A tied weight is saved under one of its names only.
+        for tied, kept in (getattr(part, "all_tied_weights_keys", None) or {}).items():
+            if kept in weights:
+                weights.setdefault(tied, weights[kept])
     elif name == "language":
         weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
         weights = _grown(weights, part)
@@ -211,6 +216,18 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
         raise ConfigError(
             f"{name}.from: {source!r} does not fit: {' '.join(str(error).split())[:500]}"
         ) from None
+
+
+def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
+    try:
+        weights = read_weights(source, f"{name}.")
+    except (FileNotFoundError, KeyError) as error:
+        raise ConfigError(f"{name}.from: {error.args[0]}") from None
+    if any(is_lora(f"{name}.{key}") for key in weights):
+        raise ConfigError(
+            f"{name}.from: {source!r} holds LoRA adapters; write it as a plain model first (vlmzoo merge)"
+        )
+    return weights
 
 
 def _grown(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:
@@ -266,12 +283,14 @@ def processor_for(
     *,
     template_name: str = "short",
     image_fit: str | None = None,
+    max_frames: int | None = None,
 ) -> Processor:
     """The processor that fits a model: its picture size, its number of image tokens, its vocabulary.
 
     Args:
         tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
         template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
+        max_frames: frames of a video that are used, evenly spaced; None uses all.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
@@ -288,8 +307,9 @@ def processor_for(
         if highest >= rows and tokenizer.convert_tokens_to_ids(IMAGE) < highest:
             raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
         length = model.config.text.max_position_embeddings
+        pads = model.config.text.kind == "siglip"
         return Processor(
-            transform.stock(), tokenizer, max_length=length, pad_to_max=model.config.text.kind == "siglip"
+            transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
     absent = [word for word in chosen.controls if word not in tokenizer.get_vocab()]
     if absent:
@@ -303,4 +323,7 @@ def processor_for(
         raise ConfigError(
             f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
         )
-    return Processor(transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name)
+    return Processor(
+        transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
+        frame_tokens=model.frame_tokens, max_frames=max_frames,
+    )  # fmt: skip

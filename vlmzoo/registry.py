@@ -66,6 +66,11 @@ _TABLES: dict[str, dict[str, Entry]] = {
     },
     "datasets": {
         "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
+        "scenes_clips": Entry("vlmzoo.data.scenes.clips:ClipsConfig", "drawn scenes in motion as short videos: captions of what happens, questions that need several frames"),
+        "scenes_pairs": Entry("vlmzoo.data.scenes.pairs:PairsConfig", "two drawn scenes and a statement that is true or false of them"),
+        "scenes_text": Entry("vlmzoo.data.scenes.documents_source:TextConfig", "texts of the embedded world without pictures: captions, questions, documents, demonstrations"),
+        "scenes_documents": Entry("vlmzoo.data.scenes.documents_source:DocumentsConfig", "interleaved documents of drawn scenes, later text needs earlier pictures"),
+        "scenes_demonstrations": Entry("vlmzoo.data.scenes.documents_source:DemonstrationsConfig", "demonstrations and a query: task recognition, or made-up words"),
         "llava": Entry("vlmzoo.data.sources:LlavaConfig", "LLaVA json: [{id, image, conversations}] beside picture files"),
         "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
         "messages": Entry("vlmzoo.data.sources:MessagesConfig", "messages as TRL and chat templates have them, jsonl beside picture files"),
@@ -76,9 +81,13 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "csv": Entry("vlmzoo.data.sources:CsvConfig", "table of picture files with labels or captions"),
     },
     "tasks": {
-        "zero_shot": Entry("vlmzoo.evaluate.tasks:ZeroShotConfig", "classification by similarity to class prompts (needs Aligns)"),
-        "retrieval": Entry("vlmzoo.evaluate.tasks:RetrievalConfig", "recall of the paired text and picture, both ways (needs Aligns)"),
-        "vqa": Entry("vlmzoo.evaluate.tasks:VqaConfig", "answers to questions by kind, pictures swapped beside (needs Speaks)"),
+        "zero_shot": Entry("vlmzoo.evaluate.tasks.alignment:ZeroShotConfig", "classification by similarity to class prompts (needs Aligns)"),
+        "retrieval": Entry("vlmzoo.evaluate.tasks.alignment:RetrievalConfig", "recall of the paired text and picture, both ways, also within groups (needs Aligns)"),
+        "vqa": Entry("vlmzoo.evaluate.tasks.answers:VqaConfig", "answers to questions by kind, pictures swapped beside (needs Speaks)"),
+        "yes_no": Entry("vlmzoo.evaluate.tasks.answers:YesNoConfig", "yes/no questions with POPE's statistics (needs Speaks)"),
+        "captioning": Entry("vlmzoo.evaluate.tasks.captioning:CaptioningConfig", "captions: exact match, attributes, BLEU, ROUGE-L, CIDEr, CIDEr-D (needs Speaks)"),
+        "likelihood": Entry("vlmzoo.evaluate.tasks.likelihood:LikelihoodConfig", "choosing by the likelihood of candidate answers (needs Speaks)"),
+        "few_shot": Entry("vlmzoo.evaluate.tasks.few_shot:FewShotConfig", "accuracy by number of examples in the prompt (needs Speaks)"),
     },
 }  # fmt: skip
 _plugins_loaded = False

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
-from transformers import PreTrainedConfig
 
 from vlmzoo import distributed
-from vlmzoo.compose import CLASSES, build, is_zoo_folder, processor_for, resolve
+from vlmzoo.compose import build, processor_for, resolve
 from vlmzoo.config import Config, ConfigError, dump_yaml, load_yaml, located, override, part_of, read
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
+from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.tasks import check_tasks
-from vlmzoo.hub import llava
+from vlmzoo.folders import let_others_read, load
+from vlmzoo.hub import adapter
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
@@ -37,11 +38,13 @@ class ProcessorOptions(Config):
     Attributes:
         tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
         image_fit: crop, pad or squash; by the tower if None.
+        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
     """
 
     tokenizer: str = "tiny"
     template: str = "short"
     image_fit: str | None = None
+    max_frames: PositiveInt | None = None
 
 
 class StreamOptions(Config):
@@ -103,13 +106,14 @@ class RunConfig(Config):
         return streams
 
 
-def read_run(path: str | Path, assignments: list[str] | None = None) -> RunConfig:
-    """The run in a YAML file, dotted assignments applied.
+def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | None = None) -> RunConfig:
+    """The run in a YAML file, or in a mapping of the same form, dotted assignments applied.
 
     Raises:
         ConfigError: with the path of the mistake, the value and the nearest valid thing.
     """
-    return read(RunConfig, override(load_yaml(path), assignments or []))
+    tree = dict(source) if isinstance(source, Mapping) else load_yaml(source)
+    return read(RunConfig, override(tree, assignments or []))
 
 
 def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
@@ -125,8 +129,9 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
         pretrained = bool(tree.pop("pretrained", False))
         model = build(resolve(tree), pretrained=pretrained)
         return model, processor_for(
-            model, options.tokenizer, template_name=options.template, image_fit=options.image_fit
-        )
+            model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
+            max_frames=options.max_frames,
+        )  # fmt: skip
     if tree:
         raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
     if config.processor is not None:
@@ -139,9 +144,21 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
 def collate_of(
     stream: StreamOptions, name: str, objective: Any, model: ZooModel, processor: Processor
 ) -> Collate:
-    """The collator that an objective's batches need."""
-    if objective.collate == "pairs":
+    """The collator that an objective's batches need.
+
+    Raises:
+        ConfigError: an objective that does not say which batches it reads.
+    """
+    wanted = getattr(objective, "collate", None)
+    if callable(wanted):
+        return wanted(processor)
+    if wanted == "pairs":
         return PairsCollate(processor)
+    if wanted != "language":
+        raise ConfigError(
+            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs' "
+            "or a method that makes a collator from the processor"
+        )
     pack_length = stream.pack_length
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
@@ -188,13 +205,19 @@ def _built(options: Any, model: ZooModel, where: str) -> Any:
 def evaluate(
     model: ZooModel, processor: Processor, tasks: dict[str, Any], when: str, out: Path | None
 ) -> dict[str, Result]:
-    """Run tasks; results are written under ``out`` by the main process. All are checked before the first runs."""
+    """Run tasks; results are written under ``out`` by the main process. All are checked before the first runs.
+
+    Finished batches are kept there too until every task is done: the same call goes on where a killed one stopped.
+    """
     check_tasks(model, tasks)
+    progress = Progress(out / "results" / when, model, processor) if out is not None and tasks else None
     found = {}
     for name, options in tasks.items():
-        found[name] = options.build(name).run(model, processor)
+        found[name] = options.build(name).run(model, processor, progress)
         if out is not None and distributed.is_main():
             save_result(out, when, found[name], str(out))
+    if progress is not None:
+        progress.remove(tasks)
     return found
 
 
@@ -242,7 +265,7 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     line = trainer.fit()
     if config.evaluate.after:
         _say(judge("after"), "after training")
-    _finish(out, model, processor)
+    _finish(out, model, processor, config.model.get("from"))
     distributed.stop()
     return line
 
@@ -299,12 +322,17 @@ def _say(found: dict[str, Result], when: str) -> None:
             log.info("\n" + text_table(result.table))
 
 
-def _finish(out: Path, model: ZooModel, processor: Processor) -> None:
-    """Save the model, its processor and its card; say what was left out of the data."""
+def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) -> None:
+    """Save the model (of adapters on a saved model only what learnt), its processor and its card; say what was left
+    out of the data."""
     if distributed.is_main():
-        model.save_pretrained(out)
+        if base is not None and model.config.lora:
+            _save_adapter(out, model, base)
+        else:
+            (out / adapter.FACTS).unlink(missing_ok=True)
+            model.save_pretrained(out)
         processor.save_pretrained(out)
-        _let_others_read(out)
+        let_others_read(out)
         loading = f'from vlmzoo import load\n\nmodel, processor = load("{out.name}")'
         task = "image-text-to-text" if isinstance(model, VisionLM) else "zero-shot-image-classification"
         write_card(out, title=out.name, loading=loading, pipeline=task, **run_facts(out))
@@ -315,140 +343,12 @@ def _finish(out: Path, model: ZooModel, processor: Processor) -> None:
     distributed.barrier()
 
 
-def _let_others_read(folder: Path) -> None:
-    """safetensors writes files that only their owner may read; servers and colleagues are somebody else."""
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)
-
-
-# --- folders to models -------------------------------------------------------------------------------------------
-
-
-def load(source: str | Path, **options: Any) -> tuple[ZooModel, Processor]:
-    """A model and its processor from a folder or a Hub id, whatever public layout it has.
-
-    Args:
-        source: saved by this package, or a stock ``llava`` folder. options: for transformers' ``from_pretrained``
-            (dtype, device_map, ...), for our own layout.
-
-    Returns:
-        The model in evaluation mode, and its processor.
-
-    Raises:
-        ConfigError: nothing there, or a layout that is not known.
-    """
-    folder = _local(source)
-    if is_zoo_folder(folder):
-        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
-        return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
-    kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if kind == "llava":
-        try:
-            return llava.read(folder)
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"load: {source}: {error}") from None
-    raise ConfigError(f"load: {source} holds a {kind!r} model; known layouts: vlmzoo, stock llava")
-
-
-def _local(source: str | Path) -> Path:
-    folder = Path(located(source))
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"load: {str(source)!r} holds no config.json (is the run finished?)")
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
-
-    try:
-        return Path(
-            snapshot_download(
-                str(source), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-            )
-        )
-    except (
-        HFValidationError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        OSError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"load: no folder {str(source)!r}, and the Hub does not give it: {reason}"
-        ) from None
-
-
-def export(
-    source: str | Path, target: str | Path, layout: str = "transformers", force: bool = False
-) -> float:
-    """Write a model in a public layout, read it back with the other side and compare logits.
-
-    Args:
-        layout: ``transformers`` (stock classes). force: write into a folder that is not empty.
-
-    Returns:
-        The largest difference of logits on a test prompt.
-
-    Raises:
-        ConfigError: the other side cannot express the model (with the reason), an occupied folder, or logits that
-            differ after reading back.
-    """
-    if layout != "transformers":
-        raise ConfigError(f"--to: no layout {layout!r}; there are: transformers")
-    target = Path(target)
-    if target.exists() and any(target.iterdir()) and not force:
-        raise ConfigError(f"export: {target} is not empty")
-    model, processor = load(source)
-    reason = llava.why_not(model)
-    if reason:
-        raise ConfigError(f"export: {source}: {reason}")
-    building = target.parent / f".{target.name}.building"
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        difference = _exported(model, processor, building, Path(source), target.name)
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return difference
-
-
-def _exported(model: ZooModel, processor: Processor, folder: Path, source: Path, name: str) -> float:
-    assert isinstance(model, VisionLM)
-    llava.export(model, processor, folder)
-    _let_others_read(folder)
-    difference = llava.largest_difference(model, folder, probe(model, processor))
-    if difference > 1e-3:
-        raise ConfigError(
-            f"export: logits differ by {difference:.2e} after reading back; nothing was written"
-        )
-    loading = (
-        f"from transformers import AutoModelForImageTextToText, AutoProcessor\n\nmodel = AutoModelForImageTextToText"
-        f'.from_pretrained("{name}")\nprocessor = AutoProcessor.from_pretrained("{name}")'
-    )
-    facts = run_facts(source) if source.is_dir() else {}
-    write_card(folder, title=name, loading=loading, library="transformers", **facts)
-    return difference
-
-
-def probe(model: ZooModel, processor: Processor) -> dict[str, torch.Tensor]:
-    """A prompt with a noise picture, for comparisons."""
-    generator = torch.Generator().manual_seed(0)
-    side = model.vision.image_size
-    noise = (torch.rand(side, side, 3, generator=generator) * 255).byte().numpy()
-    row = {
-        "images": [{"image": Image.fromarray(noise)}],
-        "parts": [
-            {"role": "user", "type": "image", "text": None},
-            {"role": "user", "type": "text", "text": "What is this?"},
-        ],
-        "id": "probe",
-    }
-    return processor.prompts([row])  # type: ignore[list-item]
+def _save_adapter(out: Path, model: ZooModel, base: str) -> None:
+    """What learnt, in this run or in the one whose adapters it went on with."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names |= {name for part in model.config.lora for name in model.adapter_parameters(part)}
+    folder = Path(located(base))
+    if adapter.is_adapter(folder):
+        names |= set(adapter.facts_of(folder)["tensors"])
+        base = adapter.find_base(folder)
+    adapter.save(model, out, base, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -25,9 +25,10 @@ class Part(TypedDict):
 class Row(TypedDict, total=False):
     """One sample in canonical form: every source reads to this, every collator reads from it.
 
-    ``images`` holds one entry per image part, each ``{"path": str}``, ``{"bytes": bytes}`` or
-    ``{"image": PIL.Image}``; nothing is decoded before collation. ``truth`` is whatever a source knows about
-    the answer (evaluation reads it, training does not).
+    ``images`` holds one entry per image or video part, in reading order. A picture's is ``{"path": str}``,
+    ``{"bytes": bytes}`` or ``{"image": PIL.Image}``, a video's ``{"frames": [...]}``, a picture's entry each;
+    nothing is decoded before collation. ``truth`` is whatever a source knows about the answer (evaluation reads
+    it, training does not).
     """
 
     images: list[dict[str, Any]]
@@ -98,9 +99,16 @@ VERBS: dict[str, type] = {"Speaks": Speaks, "Aligns": Aligns, "Matches": Matches
 
 
 class Objective(Protocol):
-    """What a stream trains: named sums from a model and a batch, with counts known from the batch alone."""
+    """What a stream trains: named sums from a model and a batch, with counts known from the batch alone.
 
-    verb: str  # the name in VERBS that the model must offer
+    Attributes:
+        verb: the name in ``VERBS`` that the model must offer.
+        collate: the batches it reads: ``"language"`` (``input_ids``, ``labels``, pictures), ``"pairs"`` (a text and
+            a picture a row), or a method that makes a collator of its own from the processor.
+    """
+
+    verb: str
+    collate: str | Callable[[Any], Any]
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """What each term is a sum over, without running the model."""
@@ -133,8 +141,8 @@ class Task(Protocol):
     name: str
     verb: str
 
-    def run(self, model: Any, processor: Any) -> Any:
-        """Evaluate and return the result."""
+    def run(self, model: Any, processor: Any, progress: Any = None) -> Any:
+        """Evaluate and return the result; with ``progress``, keep finished batches and go on after them."""
 
 
 def offered(model: Any) -> list[str]:

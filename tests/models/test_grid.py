@@ -12,8 +12,8 @@ import torch
 from tests.helpers import CONNECTORS, FUSIONS, LANGUAGES, VISIONS, rows, vision_lm
 from vlmzoo import registry
 from vlmzoo.data.collate import LanguageCollate
+from vlmzoo.folders import load
 from vlmzoo.objectives.language import Language
-from vlmzoo.run import load
 from vlmzoo.training.contract import FreezeContract
 from vlmzoo.training.optim import apply_learn, make_optimizer, optimizer_groups
 from vlmzoo.training.options import Learn, OptimOptions

@@ -16,8 +16,8 @@ import vlmzoo
 from tests.helpers import LANGUAGES, VISIONS, rows, vision_lm
 from vlmzoo.compose import build, processor_for
 from vlmzoo.config import ConfigError
+from vlmzoo.folders import load
 from vlmzoo.models.base import ZooModel
-from vlmzoo.run import load
 
 TOTALS = {  # parameters of the published checkpoints
     "clip-vit-b-32": 151_277_313, "clip-vit-b-16": 149_620_737, "clip-vit-l-14": 427_616_513,
@@ -140,6 +140,18 @@ def test_towers_start_from_folders(tmp_path: Path) -> None:
         ours, theirs = getattr(mixed, part).state_dict(), getattr(source, part).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), part
     assert "starts from" in mixed.table() or str(tmp_path / "lm") in mixed.table()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_starts_from_another_models_folder(tmp_path: Path, tied: bool) -> None:
+    """A tied head is saved under one name only, and comes back under both."""
+    source = build("llava-tiny", language={"tie_word_embeddings": tied})
+    source.save_pretrained(tmp_path)
+    model = build("flamingo-tiny", language={"from": str(tmp_path)})
+    ours, theirs = model.language.state_dict(), source.language.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    head, words = model.language.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert (head.data_ptr() == words.data_ptr()) == tied == model.config.language.tie_word_embeddings
 
 
 def test_resizing_the_vocabulary_is_saved(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Rows to batches: encoding one row at a time (where a bad one is caught), then joining tensors.
 
-Shapes: B rows, T tokens, I pictures in reading order over the rows, S side of a picture.
+Shapes: B rows, T tokens, I pictures and videos in reading order over the rows, S side of a picture, F frames.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.processor import Processor, join_pictures
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
 
@@ -66,7 +66,11 @@ class LanguageCollate:
         return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.processor.pictures(row, root))
 
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """``input_ids``, ``labels``, ``position_ids`` (packed) or ``attention_mask`` (padded), ``pixel_values``."""
+        """``input_ids``, ``labels``, ``position_ids`` (packed) or ``attention_mask`` (padded), and the pictures.
+
+        Pictures come as :func:`vlmzoo.processing.processor.join_pictures` gives them: ``pixel_values``, and ``frames``
+        where pictures and videos, or videos of several lengths, stand in one batch.
+        """
         if self.pack_length is None:
             return self._with_pictures(self._padded(samples), samples)
         bins = pack(samples, max(self.pack_length, *(len(sample.ids) for sample in samples)))
@@ -93,8 +97,7 @@ class LanguageCollate:
         return {**batch, "labels": labels}
 
     def _with_pictures(self, batch: dict[str, Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
-        pictures = [picture for sample in samples for picture in sample.pictures]
-        return {**batch, "pixel_values": torch.stack(pictures)} if pictures else batch
+        return {**batch, **join_pictures([picture for sample in samples for picture in sample.pictures])}
 
     def _pad_id(self) -> int:
         return self.processor.tokenizer.pad_token_id or 0
@@ -117,7 +120,7 @@ def pack(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
 
 
 class PairsCollate:
-    """Picture and text of each row for the objective ``contrastive``.
+    """Picture (or video) and text of each row for the objective ``contrastive``.
 
     Args:
         processor: of a dual encoder.
@@ -142,7 +145,7 @@ class PairsCollate:
         )
 
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` [B, T] and ``pixel_values`` [B, 3, S, S]."""
+        """``input_ids``, ``attention_mask`` [B, T] and ``pixel_values`` [B, 3, S, S], or as for videos."""
         length = self.processor.max_length if self.processor.pad_to_max else None
         texts = self.processor.pad([sample.ids for sample in samples], length=length)
-        return {**texts, "pixel_values": torch.stack([sample.pictures[0] for sample in samples])}
+        return {**texts, **join_pictures([sample.pictures[0] for sample in samples])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from vlmzoo import distributed
+from vlmzoo.evaluate.progress import Partial
 
 T = TypeVar("T")
 
@@ -23,7 +25,8 @@ class Result:
 
     Attributes:
         metrics: name to number, ``<name>_stderr`` beside accuracies. table: rows for people.
-        samples: ``{"picture": PIL or path, "question", "truth", "answer", "right"}``, right and wrong ones.
+        samples: ``{"picture": PIL or path, "question", "truth", "answer", "right"}``, right and wrong ones; of
+            documents the picture is the last one and the question the whole prompt.
         n: rows judged.
     """
 
@@ -46,22 +49,43 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def over_ranks(count: int, batch_size: int, work: Callable[[list[int]], Sequence[T]]) -> list[T]:
-    """``work`` on batches of the numbers 0 .. count - 1, shared over ranks; every rank gets all results in order."""
+def over_ranks(
+    count: int,
+    batch_size: int,
+    work: Callable[[list[int]], Sequence[T]],
+    partial: Partial | None = None,
+    part: str = "rows",
+) -> list[T]:
+    """``work`` on batches of the numbers 0 .. count - 1, shared over ranks; every rank gets all results in order.
+
+    Batch b is always the numbers from b * batch_size on, whichever rank works on it: padding, and so the last bits
+    of a score, do not depend on the number of processes or on where a killed evaluation went on.
+
+    Args:
+        work: one value a number; plain json values if ``partial`` is given.
+        partial: batches judged before, which are not judged again; new ones are added. part: their name in it.
+    """
     rank, world = distributed.rank(), distributed.world_size()
-    mine = list(range(count))[rank::world]
-    found: list[tuple[int, T]] = []
-    for start in range(0, len(mine), batch_size):
-        numbers = mine[start : start + batch_size]
-        found.extend(zip(numbers, work(numbers), strict=True))
-    gathered = [pair for part in distributed.gather_objects(found) for pair in part]
-    return [value for _, value in sorted(gathered, key=lambda pair: pair[0])]
+    starts = range(0, count, batch_size)
+    done = dict(partial.finished(part)) if partial is not None else {}
+    todo = [batch for batch in range(len(starts)) if batch not in done]
+    found: dict[int, list[T]] = {}
+    for batch in todo[rank::world]:
+        numbers = list(range(starts[batch], min(starts[batch] + batch_size, count)))
+        found[batch] = [value for _, value in zip(numbers, work(numbers), strict=True)]
+        if partial is not None:
+            partial.add(part, batch, found[batch])
+    for share in distributed.gather_objects(found):
+        done.update(share)
+    return [value for batch in range(len(starts)) for value in done[batch]]
 
 
 def pick_samples(right: Sequence[bool], most: int) -> list[int]:
     """Numbers of up to ``most`` rows, half of them wrong ones where there are enough."""
-    wrong = [i for i, value in enumerate(right) if not value][: most // 2]
-    good = [i for i, value in enumerate(right) if value][: most - len(wrong)]
+    good = [i for i, value in enumerate(right) if value]
+    wrong = [i for i, value in enumerate(right) if not value]
+    good = good[: most - min(len(wrong), most // 2)]
+    wrong = wrong[: most - len(good)]
     return sorted(good + wrong)
 
 
@@ -79,9 +103,28 @@ def save_result(folder: str | Path, when: str, result: Result, model: str = "") 
         tree["samples"].append({**sample, "picture": picture})
     file = target / f"{result.task}.json"
     building = file.with_suffix(".tmp")
-    building.write_text(json.dumps({**tree, "when": when, "model": model}, indent=1), encoding="utf-8")
+    text = json.dumps(_plain({**tree, "when": when, "model": model}), indent=1)
+    building.write_text(text, encoding="utf-8")
     building.replace(file)
     return file
+
+
+def _plain(tree: Any) -> Any:
+    """The tree with null for every number that json cannot say (the precision of no answer, say)."""
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_plain(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def metric_table(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """Metrics as rows: each with its standard error beside it where there is one."""
+    return [
+        {"metric": name, "value": value, "stderr": metrics.get(f"{name}_stderr", "")}
+        for name, value in metrics.items()
+        if not (name.endswith("_stderr") and name.removesuffix("_stderr") in metrics)
+    ]
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:

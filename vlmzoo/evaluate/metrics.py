@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -37,24 +37,92 @@ def exact_match(answers: Iterable[str], truths: Iterable[str]) -> list[bool]:
     return [normalise(answer) == normalise(truth) for answer, truth in zip(answers, truths, strict=True)]
 
 
-def recall_at(similarity: Tensor, k: int) -> list[bool]:
-    """For each row whether its own column (the diagonal) is among the k most similar.
+def mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error (sample deviation over the root of their number); (nan, nan) of nothing."""
+    if not values:
+        return math.nan, math.nan
+    n = len(values)
+    centre = math.fsum(values) / n
+    if n == 1:
+        return centre, 0.0
+    variance = math.fsum((value - centre) ** 2 for value in values) / (n - 1)
+    return centre, math.sqrt(variance / n)
+
+
+def ratio(tops: Sequence[float], bottoms: Sequence[float]) -> tuple[float, float]:
+    """Sum of tops over sum of bottoms (a micro-average), and its standard error with rows as the units drawn.
+
+    The error is the ratio estimator's: sqrt(sum (top - ratio * bottom)^2) / sum of bottoms. (nan, nan) where the
+    bottoms sum to nothing.
+    """
+    whole = math.fsum(bottoms)
+    if not whole:
+        return math.nan, math.nan
+    share = math.fsum(tops) / whole
+    rest = [(top - share * bottom) ** 2 for top, bottom in zip(tops, bottoms, strict=True)]
+    return share, math.sqrt(math.fsum(rest)) / whole
+
+
+def ranks(similarity: Tensor, matches: Sequence[Sequence[int]]) -> list[int]:
+    """For each query the rank of its best match, from 1.
 
     Args:
-        similarity: [Q, G] with Q <= G; the match of query i is gallery item i. Ties, and what is not a number,
-            count against the match.
+        similarity: [Q, G]. matches: for each query, the gallery items that are right. Ties with items that are
+            wrong, and what is not a number, count against the query.
     """
-    own = similarity.diagonal()[:, None]
-    better = (~(similarity < own)).sum(dim=1) - 1
-    return (better < k).tolist()
+    found = []
+    for row, right in zip(similarity, matches, strict=True):
+        own = row[list(right)]
+        best = own[~own.isnan()].max() if bool((~own.isnan()).any()) else row.new_tensor(-math.inf)
+        better = ~(row < best)
+        better[list(right)] = False
+        found.append(int(better.sum()) + 1 if bool((~own.isnan()).any()) else len(row))
+    return found
 
 
-def top1(logits: Tensor, labels: Tensor) -> list[bool]:
-    """Whether the highest logit of each row [N, C] is at its label [N]; a row with a NaN is wrong."""
-    return ((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).tolist()
+def recall_at(similarity: Tensor, k: int) -> list[bool]:
+    """For each row of [Q, G], Q <= G, whether its own column (the diagonal) is among the k most similar.
+
+    Ties, and what is not a number, count against the match.
+    """
+    return [rank <= k for rank in ranks(similarity, [[i] for i in range(len(similarity))])]
 
 
-def mean_per_class(right: Sequence[bool], labels: Sequence[int]) -> float:
-    """Accuracy averaged over the classes that occur."""
+def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> list[bool]:
+    """Whether the label [N] is among the k highest logits of each row [N, C].
+
+    Ties count against it; a row with a NaN is wrong.
+    """
+    found = ranks(logits, [[label] for label in labels.tolist()])
+    broken = logits.isnan().any(dim=1).tolist()
+    return [rank <= k and not nan for rank, nan in zip(found, broken, strict=True)]
+
+
+def mean_per_class(right: Sequence[bool], labels: Sequence[Any]) -> tuple[float, float]:
+    """Accuracy averaged over the classes that occur, and its standard error.
+
+    The classes are taken as given and the rows of each as drawn: sqrt(sum of p (1 - p) / n over classes) / classes.
+    """
     groups = by_group(right, [str(label) for label in labels])
-    return float(torch.tensor([value for value, _, _ in groups.values()]).mean()) if groups else math.nan
+    if not groups:
+        return math.nan, math.nan
+    values = [value for value, _, _ in groups.values()]
+    error = math.sqrt(math.fsum(stderr**2 for _, stderr, _ in groups.values())) / len(values)
+    return math.fsum(values) / len(values), error
+
+
+def worst_group(groups: Mapping[str, tuple[float, float, int]]) -> tuple[float, float]:
+    """Accuracy of the group that has the lowest, and that group's standard error; (nan, nan) of nothing."""
+    found = min(groups.values(), key=lambda group: group[0], default=(math.nan, math.nan, 0))
+    return found[0], found[1]
+
+
+def named(name: str, value: tuple[float, float]) -> dict[str, float]:
+    """``{name: value, name_stderr: error}``: how a number and its error stand among a result's metrics."""
+    return {name: value[0], f"{name}_stderr": value[1]}
+
+
+def chance(choices: Sequence[int | None]) -> dict[str, float]:
+    """``{chance: ...}``, the accuracy of guessing among so many choices; empty where some are not known."""
+    known = [1.0 / number for number in choices if number]
+    return {"chance": math.fsum(known) / len(known)} if known and len(known) == len(choices) else {}

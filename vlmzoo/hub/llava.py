@@ -176,6 +176,7 @@ def _own_processor(model: VisionLM, folder: str | Path) -> Processor:
         tokenizer,
         chat_template=stock.chat_template,
         image_tokens=model.image_tokens,
+        frame_tokens=model.frame_tokens,
         template=name,
     )
 

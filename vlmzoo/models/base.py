@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vlmzoo.config import ConfigError, nearest
 from vlmzoo.nn.attention import Component, init_plain
+from vlmzoo.nn.lora import add_lora, is_lora, merge_lora
 
 
 class ZooModel(PreTrainedModel):
@@ -49,6 +51,44 @@ class ZooModel(PreTrainedModel):
             for group, members in getattr(part, "groups", dict)().items()
         }
 
+    # --- adapters --------------------------------------------------------------------------------------------
+
+    def put_in_lora(self) -> None:
+        """Build the adapters that the config tells of; models call it after ``post_init``, which would move B off 0."""
+        for name, options in (self.config.lora or {}).items():
+            add_lora(getattr(self, name), options, f"lora.{name}")
+
+    def add_lora(self, part: str, options: Mapping[str, Any]) -> None:
+        """Put LoRA adapters into a part's linear layers and write them into the config; nothing is computed differently yet.
+
+        Args:
+            part: a name of ``PARTS``. options: ``r``, ``alpha``, ``dropout``, ``targets`` (None: every linear layer).
+
+        Raises:
+            ConfigError: no such part, no such layers, or other adapters are in it already.
+        """
+        if part not in self.parts():
+            raise ConfigError(f"learn.{part}.lora: no part {part!r}; {nearest(part, self.parts())}")
+        known = (self.config.lora or {}).get(part)
+        if known is not None:
+            if dict(known) != dict(options):
+                raise ConfigError(
+                    f"learn.{part}.lora: the model brings adapters {known}, the run asks for {dict(options)}; merge them first"
+                )
+            return
+        add_lora(getattr(self, part), options, f"learn.{part}.lora")
+        self.config.lora = {**(self.config.lora or {}), part: dict(options)}
+
+    def merge_lora(self) -> int:
+        """Add all adapters into the weights they stand beside and forget them; how many layers had one."""
+        merged = sum(merge_lora(getattr(self, name)) for name in self.config.lora or {})
+        self.config.lora = None
+        return merged
+
+    def adapter_parameters(self, part: str) -> set[str]:
+        """Names of the adapters' parameters in a part."""
+        return {name for name, _ in self.named_parameters() if name.startswith(f"{part}.") and is_lora(name)}
+
     def plan_dtypes(self, compute: torch.dtype) -> None:
         """Frozen parameters in the compute dtype, learning ones in float32 (Flamingo, appendix B.1.1)."""
         for parameter in self.parameters():
@@ -63,7 +103,7 @@ class ZooModel(PreTrainedModel):
             rows.append(
                 {
                     "part": name,
-                    "kind": self._kind(name),
+                    "kind": self._kind(name) + (" + lora" if name in (self.config.lora or {}) else ""),
                     "parameters": sum(p.numel() for p in parameters),
                     "learning": sum(p.numel() for p in parameters if p.requires_grad),
                     "starts from": starts.get(name, "random"),

@@ -30,6 +30,7 @@ class DualEncoderConfig(PreTrainedConfig):
         projection_dim: E; None for towers that end in the shared space themselves (SigLIP).
         logit_scale: start of the scale's logarithm. logit_bias: start of SigLIP's bias; None for none.
         starts: for each part, where its weights came from ("random" if absent).
+        lora: part to the options of the adapter in it (see ``vlmzoo.nn.lora``); the model is built with it.
     """
 
     model_type = "vlmzoo_dual_encoder"
@@ -44,6 +45,7 @@ class DualEncoderConfig(PreTrainedConfig):
     logit_scale: float = math.log(1 / 0.07)
     logit_bias: float | None = None
     starts: dict | None = None
+    lora: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -94,6 +96,7 @@ class DualEncoder(ZooModel):
             None if config.logit_bias is None else nn.Parameter(torch.tensor(float(config.logit_bias)))
         )
         self.post_init()
+        self.put_in_lora()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -115,9 +118,19 @@ class DualEncoder(ZooModel):
         return {f"vision.{name}" for name in self.vision.idle_parameters(pooled=True)}
 
     def encode_image(self, batch: Batch) -> Tensor:
-        """``pixel_values`` [B, 3, H, W] to unit vectors [B, E]."""
-        pixels = batch["pixel_values"].to(self.vision.tower.dtype)
-        return F.normalize(self.vision_projection(self.vision.pooled(pixels)), dim=-1)
+        """``pixel_values`` [B, 3, H, W] to unit vectors [B, E].
+
+        A video, [B, F, 3, H, W] (or all frames in a row with ``frames`` [B], their numbers), is the mean of its frames'
+        unit vectors, made unit again (CLIP4Clip, Luo et al. 2021, section 3.3, mean pooling); their order is not seen.
+        """
+        pixels, frames = batch["pixel_values"].to(self.vision.tower.dtype), batch.get("frames")
+        lengths = [pixels.shape[1]] * len(pixels) if pixels.ndim == 5 else None
+        lengths = lengths if frames is None else frames.tolist()
+        pixels = pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
+        vectors = F.normalize(self.vision_projection(self.vision.pooled(pixels)), dim=-1)
+        if lengths is None:
+            return vectors
+        return F.normalize(torch.stack([video.mean(dim=0) for video in vectors.split(lengths)]), dim=-1)
 
     def encode_text(self, batch: Batch) -> Tensor:
         """``input_ids`` [B, T] (with ``attention_mask``) to unit vectors [B, E]."""

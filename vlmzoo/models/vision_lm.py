@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.models.base import ZooModel
+from vlmzoo.models.media import Media, deal, pad_rows
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.connectors.gated_cross_attention import Gaze
 from vlmzoo.nn.vision import EXTRAS, VisionEncoder
@@ -35,6 +35,7 @@ class VisionLMConfig(PreTrainedConfig):
         connector, fusion: mappings with a ``kind``, validated against the registry.
         image_token_id: the id of ``<image>`` in the language model's vocabulary.
         starts: for each part, where its weights came from ("random" if absent).
+        lora: part to the options of the adapter in it (see ``vlmzoo.nn.lora``); the model is built with it.
     """
 
     model_type = "vlmzoo_vision_lm"
@@ -49,6 +50,7 @@ class VisionLMConfig(PreTrainedConfig):
     fusion: dict | None = None
     image_token_id: int = 2
     starts: dict | None = None
+    lora: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -65,21 +67,6 @@ class VisionLMConfig(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's config object itself: caches and resizing read and write it."""
         return self.language
-
-
-@dataclass
-class Media:
-    """The pictures of a batch on their way into the language model; made once per call of generate.
-
-    Attributes:
-        tokens: visual tokens [I, L, C].
-        counts: pictures of each row, in row order; None lets the fusion read it from the prompt.
-        gaze: for gated fusion, the rows' pictures with their keys and values, kept while generating.
-    """
-
-    tokens: Tensor
-    counts: list[int] = field(default_factory=list)
-    gaze: Gaze | None = None
 
 
 class VisionLM(ZooModel, GenerationMixin):
@@ -116,6 +103,7 @@ class VisionLM(ZooModel, GenerationMixin):
         if not self.fusion.in_prompt:
             self.fusion.attach(lm.decoder_layers(self.language))
         self.post_init()
+        self.put_in_lora()
 
     # --- the transformers contract ---------------------------------------------------------------------------
 
@@ -162,7 +150,18 @@ class VisionLM(ZooModel, GenerationMixin):
     @property
     def image_tokens(self) -> int:
         """How many ids the processor writes for one ``<image>``."""
-        return self.connector.tokens_per_image(self.vision.num_tokens) if self.fusion.in_prompt else 1
+        return self._width(1)
+
+    @property
+    def frame_tokens(self) -> int:
+        """How many ids more it writes for each further frame of a video."""
+        return self._width(2) - self._width(1)
+
+    def _width(self, frames: int) -> int:
+        """How many ids a picture or video of so many frames has in the prompt."""
+        if not self.fusion.in_prompt:
+            return 1
+        return self.connector.tokens_per_image(self.vision.num_tokens, frames)
 
     def encode_pictures(self, pixel_values: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] or frames [I, F, 3, H, W] to tower features [I, F, N, D]."""
@@ -174,7 +173,11 @@ class VisionLM(ZooModel, GenerationMixin):
         return rearrange(features, "(i f) n d -> i f n d", f=frames)
 
     def media(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_features: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        frames: Tensor | None = None,
     ) -> Media:
         """The pictures of a prompt, encoded and connected.
 
@@ -182,17 +185,18 @@ class VisionLM(ZooModel, GenerationMixin):
             input_ids: [B, T], to count each row's pictures.
             pixel_values: [I, 3, H, W], or [I, F, 3, H, W] for frames. image_features: [I, F, N, D] instead, if the
                 tower has run before.
+            frames: [I], the lengths of pictures and videos that differ in it; their frames then stand one after the
+                other in pixel_values, [sum of F, 3, H, W], or image_features, [sum of F, 1, N, D].
 
         Raises:
             ValueError: the prompt wants another number of pictures than there are.
         """
         if image_features is None and pixel_values is not None and len(pixel_values):
             image_features = self.encode_pictures(pixel_values)
-        frames = 1 if image_features is None else image_features.shape[1]
-        width = (
-            self.connector.tokens_per_image(self.vision.num_tokens, frames) if self.fusion.in_prompt else 1
-        )
         counts = (input_ids == self.config.image_token_id).sum(dim=1)
+        if image_features is not None and frames is not None:
+            return self._unequal_media(counts, image_features, frames)
+        width = self._width(1 if image_features is None else image_features.shape[1])
         if bool((counts % width).any()):
             raise ValueError(f"rows hold {counts.tolist()} image tokens; a picture takes {width}")
         pictures = (counts // width).tolist()
@@ -203,14 +207,36 @@ class VisionLM(ZooModel, GenerationMixin):
             )
         if image_features is None:
             return Media(self._dummy_tokens(), pictures)
-        return Media(self._connect(image_features, pictures), pictures)
+        return Media(self._connect(image_features, self._places(pictures)), pictures)
 
-    def _connect(self, features: Tensor, pictures: list[int]) -> Tensor:
+    def _unequal_media(self, counts: Tensor, features: Tensor, frames: Tensor) -> Media:
+        """Pictures and videos of several lengths: those of one length pass the connector together."""
+        lengths = frames.tolist()
+        if sum(lengths) != len(features):
+            raise ValueError(f"frames {lengths} are {sum(lengths)} pictures, {len(features)} were given")
+        pictures = deal(counts.tolist(), [self._width(length) for length in lengths])
+        places = self._places(pictures)
+        videos = features.squeeze(1).split(lengths)  # I of [F, N, D]
+        made: dict[int, Tensor] = {}
+        for length in sorted(set(lengths)):
+            same = [i for i, other in enumerate(lengths) if other == length]
+            made.update(
+                zip(same, self._connect(torch.stack([videos[i] for i in same]), places[same]), strict=True)
+            )
+        tokens = [made[i] for i in range(len(videos))]  # I of [L, C]
+        widths = torch.tensor([len(one) for one in tokens], device=features.device)
+        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)  # [I, L, C]
+        return Media(padded, pictures, widths if len(set(widths.tolist())) > 1 else None)
+
+    def _places(self, pictures: list[int]) -> Tensor:
+        """Each picture's place in its row, counted from 0, [I]."""
+        return torch.cat([torch.arange(n, device=self.device) for n in pictures])
+
+    def _connect(self, features: Tensor, places: Tensor) -> Tensor:
         features = features.to(next(self.connector.parameters()).dtype)
         if getattr(self.connector, "media_embeds", None) is None:
             return self.connector(features)
-        place = torch.cat([torch.arange(n, device=features.device) for n in pictures])
-        return self.connector(features, place)
+        return self.connector(features, places)
 
     def _dummy_tokens(self) -> Tensor:
         """Tokens of one zero picture that no text sees: text-only rows leave zero, not missing, gradients."""
@@ -220,7 +246,7 @@ class VisionLM(ZooModel, GenerationMixin):
             features = self.encode_pictures(weight.new_zeros(1, 3, side, side))
         else:
             features = weight.new_zeros(1, 1, self.vision.num_tokens, self.vision.dim)
-        return self._connect(features, [1])
+        return self._connect(features, self._places([1]))
 
     # --- text ------------------------------------------------------------------------------------------------
 
@@ -233,6 +259,7 @@ class VisionLM(ZooModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
+        frames: Tensor | None = None,
         media: Media | None = None,
         media_index: Tensor | None = None,
         labels: Tensor | None = None,
@@ -246,6 +273,7 @@ class VisionLM(ZooModel, GenerationMixin):
             attention_mask, position_ids, past_key_values, use_cache: as in transformers.
             pixel_values: [I, 3, H, W] or [I, F, 3, H, W], pictures in reading order over the rows.
             image_features: [I, F, N, D] instead of pixels. media: already encoded pictures instead of either.
+            frames: [I], where pictures and videos of several lengths are mixed; see :meth:`media`.
             media_index: [B, T], for gated fusion: the picture each position sees, from 1; 0 sees none. By default the
                 last ``<image>`` up to the position.
             labels: [B, T] unshifted, -100 ignored; the token mean becomes ``loss``.
@@ -254,7 +282,7 @@ class VisionLM(ZooModel, GenerationMixin):
             transformers' causal LM output, logits [B, T, V].
         """
         if media is None:
-            media = self.media(input_ids, pixel_values, image_features)
+            media = self.media(input_ids, pixel_values, image_features, frames)
         embeds = (
             self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         )  # [B, T, D]
@@ -262,12 +290,13 @@ class VisionLM(ZooModel, GenerationMixin):
             embeds = self._spliced(embeds, input_ids, media)
         if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
+        if past_key_values is not None:  # newer transformers pass ``cache`` instead and warn when given both
+            kwargs["past_key_values"] = past_key_values
         with self._looking(media, input_ids, media_index, bool(use_cache)):
             out = self.language(
                 inputs_embeds=embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 **kwargs,
             )
@@ -281,10 +310,13 @@ class VisionLM(ZooModel, GenerationMixin):
         if embeds.shape[1] == 1 and not bool((input_ids == self.config.image_token_id).any()):
             return embeds  # a decoding step: the pictures went in with the prompt
         copies = len(embeds) // len(media.counts)  # beams or returned sequences a row
-        tokens = media.tokens
+        tokens, lengths = media.tokens, media.lengths
         if copies > 1:
-            per_row = tokens.split(media.counts)
-            tokens = torch.cat([row for row in per_row for _ in range(copies)])
+            again = torch.arange(len(tokens), device=tokens.device).split(media.counts)
+            order = torch.cat([row for row in again for _ in range(copies)])
+            tokens, lengths = tokens[order], None if lengths is None else lengths[order]
+        if lengths is not None:
+            tokens = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]  # [M, D]
         return self.fusion(embeds, input_ids, tokens)
 
     @contextmanager
@@ -295,7 +327,8 @@ class VisionLM(ZooModel, GenerationMixin):
         if index is None:
             index = (input_ids == self.config.image_token_id).cumsum(dim=1)  # [B, T]
         if media.gaze is None:
-            media.gaze = Gaze(pad_rows(media.tokens, media.counts), index)
+            lengths = None if media.lengths is None else pad_rows(media.lengths, media.counts)
+            media.gaze = Gaze(pad_rows(media.tokens, media.counts), index, lengths)
         media.gaze.index, media.gaze.keep = index, keep and not torch.is_grad_enabled()
         with self.fusion.given(media.gaze):
             yield
@@ -305,7 +338,7 @@ class VisionLM(ZooModel, GenerationMixin):
 
         Args:
             batch: what the language collator makes: input_ids, labels (unshifted) and, if there are any,
-                attention_mask, position_ids, pixel_values or image_features.
+                attention_mask, position_ids, pixel_values or image_features, frames.
         """
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         targets = batch["labels"][:, 1:]
@@ -321,7 +354,8 @@ class VisionLM(ZooModel, GenerationMixin):
         """Answer; transformers' ``generate`` with pictures.
 
         Args:
-            inputs: prompt ids [B, T], left-padded (or ``input_ids=``). pixel_values or image_features: the pictures.
+            inputs: prompt ids [B, T], left-padded (or ``input_ids=``). pixel_values or image_features (and frames): the
+                pictures.
             kwargs: everything transformers' generate takes. ``<image>`` itself is never generated.
 
         Returns:
@@ -330,7 +364,8 @@ class VisionLM(ZooModel, GenerationMixin):
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids, the prompt made by the Processor")
-        media = self.media(input_ids, kwargs.pop("pixel_values", None), kwargs.pop("image_features", None))
+        given = [kwargs.pop(name, None) for name in ("pixel_values", "image_features", "frames")]
+        media = self.media(input_ids, *given)
         banned = [*(kwargs.pop("suppress_tokens", None) or []), self.config.image_token_id]
         return super().generate(input_ids, media=media, suppress_tokens=banned, **kwargs)
 
@@ -341,16 +376,6 @@ class VisionLM(ZooModel, GenerationMixin):
             index = (input_ids == self.config.image_token_id).cumsum(dim=1)
             inputs["media_index"] = index[:, -inputs["input_ids"].shape[1] :]
         return inputs
-
-
-def pad_rows(tokens: Tensor, counts: list[int]) -> Tensor:
-    """Pictures by row, [B, J, L, C] with zeros for rows that have fewer, from [I, L, C] in reading order.
-
-    A batch without pictures holds one dummy; it goes to the first row, where no text sees it.
-    """
-    owned = counts if any(counts) else [len(tokens), *[0] * (len(counts) - 1)]
-    rows = torch.nn.utils.rnn.pad_sequence(list(tokens.split(owned)), batch_first=True)
-    return rows
 
 
 # --- presets: plain functions, sizes written out so that no network is needed ------------------------------------
@@ -423,7 +448,7 @@ def llava_tiny() -> dict[str, Any]:
 
 
 def flamingo_tiny() -> dict[str, Any]:
-    """Flamingo shape at the same sizes: 8 latents, a gated block before every layer."""
+    """Flamingo shape at the same sizes and on the same features: 8 latents, a gated block before every layer."""
     connector = {
         "kind": "perceiver",
         "num_latents": 8,
@@ -439,5 +464,5 @@ def flamingo_tiny() -> dict[str, Any]:
         "dim_head": 16,
         "activation": "sq_relu",
     }
-    tree = _llava(tiny_vision(feature_layer=-2, cls="drop"), tiny_language(), image_token_id=2)
+    tree = _llava(tiny_vision(feature_layer=-4, cls="drop"), tiny_language(), image_token_id=2)
     return {**tree, "connector": connector, "fusion": fusion}

@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedConfig
 from vlmzoo import registry
 from vlmzoo.config import ConfigError, nearest
 from vlmzoo.nn.attention import Component
+from vlmzoo.nn.lora import plain_name
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 
 CLIP = TowerKind("CLIPVisionConfig", leading=1)
@@ -177,7 +178,8 @@ class VisionEncoder(Component):
         with torch.enable_grad():
             out = copy.pooled(pixels) if pooled else copy(pixels)
             gradients = torch.autograd.grad(out.sum(), parameters, allow_unused=True)
-        return {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+        idle = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+        return {name for name, _ in self.named_parameters() if plain_name(name) in idle}
 
 
 def _catch(layers: nn.ModuleList, layer: int, caught: dict[int, Tensor]) -> Any:

@@ -36,7 +36,7 @@ class Contrastive:
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Pairs."""
-        return {"contrastive": float(len(batch["pixel_values"]))}
+        return {"contrastive": float(len(batch["input_ids"]))}
 
     def features(self, model: Aligns, batch: Batch) -> dict[str, Tensor]:
         """``image`` and ``text`` unit vectors [b, E]; ``scale`` (and ``bias``) [1], averaged when joined."""

@@ -1,4 +1,4 @@
-"""Pictures: safe decoding to RGB, and PIL to tensor by the numbers of a stock image processor.
+"""Pictures and videos: safe decoding to RGB, and PIL to tensor by the numbers of a stock image processor.
 
 The stock processors of transformers define the transform (their block is what a saved folder holds, and what any
 serving engine will run); this file does the same arithmetic several times faster and without torchvision.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +34,10 @@ def open_image(entry: Mapping[str, Any], root: str | Path | None = None) -> Imag
 
     Raises:
         RowError: missing, outside the root, unreadable, truncated, of a refused format or larger than
-            ``MAX_PIXELS``; a URL (nothing is ever fetched).
+            ``MAX_PIXELS``; a URL (nothing is ever fetched); a video.
     """
+    if entry.get("frames") is not None:
+        raise RowError("frames of a video where a picture is wanted: its part needs the type 'video'")
     if entry.get("image") is not None:
         return _read(lambda: _to_rgb(entry["image"]), "object")
     if entry.get("bytes") is not None:
@@ -44,11 +46,73 @@ def open_image(entry: Mapping[str, Any], root: str | Path | None = None) -> Imag
     return _read(lambda: _decode(local_file(path, root), path), path)
 
 
-def local_file(path: str, root: str | Path | None) -> Path:
-    """The file that an image entry's path names.
+def frames_of(entry: Mapping[str, Any], most: int | None = None) -> list[Mapping[str, Any]]:
+    """The frames of a video's entry, undecoded.
+
+    Args:
+        entry: ``{"frames": [entry, ...]}``. most: at most so many, evenly spaced with both ends kept (the middle one
+            if it is 1); None takes all.
 
     Raises:
-        RowError: missing, outside the root, or a URL.
+        RowError: no frames; a video file (files are not decoded, only frames are read).
+    """
+    frames = entry.get("frames")
+    if frames is None:
+        given = str(
+            entry.get("path") or next((key for key, value in entry.items() if value is not None), "nothing")
+        )
+        raise RowError(
+            f"video {given[:200]!r}: video files are not read, a video is given as {{'frames': [picture, ...]}}"
+        )
+    if not isinstance(frames, Sequence) or not frames or not all(isinstance(one, Mapping) for one in frames):
+        raise RowError("a video's frames are a list of at least one picture entry")
+    return [frames[i] for i in evenly(len(frames), most)]
+
+
+def evenly(count: int, most: int | None) -> list[int]:
+    """``most`` of the numbers 0 .. count - 1, evenly spaced with both ends kept; all if there are no more."""
+    if most is None or count <= most:
+        return list(range(count))
+    if most == 1:
+        return [count // 2]
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def one_picture(entries: Sequence[Mapping[str, Any]], root: str | Path | None = None) -> Image.Image:
+    """One picture that shows all entries of a row side by side, a video as the strip of its frames.
+
+    Args:
+        entries: at least one, pictures' or videos'. root: as in :func:`open_image`.
+
+    Raises:
+        RowError: as :func:`open_image` and :func:`frames_of`.
+    """
+    shown = [_strip(entry, root) for entry in entries]
+    return shown[0] if len(shown) == 1 else _beside(shown, gap=max(2, shown[0].height // 16))
+
+
+def _strip(entry: Mapping[str, Any], root: str | Path | None) -> Image.Image:
+    if entry.get("frames") is None:
+        return open_image(entry, root)
+    return _beside([open_image(frame, root) for frame in frames_of(entry)], gap=1)
+
+
+def _beside(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Pictures from left to right on white, tops aligned."""
+    width = sum(picture.width + gap for picture in pictures) - gap
+    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), (255, 255, 255))
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + gap
+    return sheet
+
+
+def local_file(path: str, root: str | Path | None) -> Path:
+    """The file at a path that starts from ``root`` and does not leave it.
+
+    Raises:
+        RowError: no such file, outside the root, or a URL.
     """
     if not path or "://" in path:
         raise RowError(f"image path {path!r}: wanted a local file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from vlmzoo.processing.image import ImageTransform, open_image
-from vlmzoo.processing.text import SegmentTokenizer, Template, template
+from vlmzoo.processing.image import ImageTransform, frames_of, open_image
+from vlmzoo.processing.text import Segment, SegmentTokenizer, Template, template
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
 IMAGE = "<image>"
@@ -24,6 +25,8 @@ class Processor(ProcessorMixin):
         image_processor: a stock transformers image processor (its PIL class); ``ImageTransform`` does its arithmetic.
         tokenizer: of transformers. chat_template: Jinja; written from ``template`` if None.
         image_tokens: ids for one ``<image>`` in a prompt (1 for gated fusion, 0 for a dual encoder).
+        frame_tokens: ids more for each further frame of a video (0 where a video takes as many as a picture).
+        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
         template: a name of ``vlmzoo.processing.text.TEMPLATES``.
         max_length: longest text of a dual encoder, in tokens; padding always goes to it if ``pad_to_max``.
     """
@@ -37,9 +40,13 @@ class Processor(ProcessorMixin):
         template: str = "short",
         max_length: int | None = None,
         pad_to_max: bool = False,
+        frame_tokens: int = 0,
+        max_frames: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.image_tokens = image_tokens
+        self.frame_tokens = frame_tokens
+        self.max_frames = max_frames
         self.template = template
         self.max_length = max_length
         self.pad_to_max = pad_to_max
@@ -49,7 +56,7 @@ class Processor(ProcessorMixin):
             image_processor, tokenizer, chat_template=chat_template or self._jinja(tokenizer, template)
         )
         self.transform = ImageTransform.of(image_processor)
-        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens)
+        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens, frame_tokens)
 
     @staticmethod
     def _jinja(tokenizer: Any, name: str) -> str:
@@ -70,15 +77,47 @@ class Processor(ProcessorMixin):
     # --- training --------------------------------------------------------------------------------------------
 
     def pictures(self, row: Row, root: Any = None) -> list[Tensor]:
-        """The row's pictures, each [3, S, S], in reading order.
+        """The row's pictures, each [3, S, S], and videos, each [F, 3, S, S], in reading order.
 
         Raises:
-            RowError: a picture that cannot be read, or places and pictures that differ in number.
+            RowError: a picture that cannot be read, a video that is no list of frames, or places and pictures that
+                differ in number.
         """
-        places = sum(part["type"] == "image" for part in row["parts"])
-        if places != len(row["images"]):
-            raise RowError(f"{places} places for pictures in the text, {len(row['images'])} pictures")
-        return [self.transform(open_image(entry, root)) for entry in row["images"]]
+        kinds = [part["type"] for part in row["parts"] if part["type"] != "text"]
+        if len(kinds) != len(row["images"]):
+            raise RowError(f"{len(kinds)} places for pictures in the text, {len(row['images'])} pictures")
+        return [
+            self._video(entry, root) if kind == "video" else self.transform(open_image(entry, root))
+            for kind, entry in zip(kinds, row["images"], strict=True)
+        ]
+
+    def _video(self, entry: Mapping[str, Any], root: Any) -> Tensor:
+        frames = frames_of(entry, self.max_frames)
+        return torch.stack([self.transform(open_image(frame, root)) for frame in frames])
+
+    def segments_of(self, row: Row, name: str | None = None, prompt: bool = False) -> list[Segment]:
+        """The row's segments under template ``name`` (the processor's own by default), videos with their lengths.
+
+        Args:
+            prompt: leave the last answer out.
+
+        Raises:
+            RowError: a turn order that cannot be written, a video that is no list of frames.
+        """
+        segments = template(name or self.template).segments(row["parts"], prompt=prompt)
+        kinds = [part["type"] for part in row["parts"] if part["type"] != "text"]
+        if "video" not in kinds:
+            return segments
+        lengths = iter(
+            [
+                len(frames_of(entry, self.max_frames)) if kind == "video" else 1
+                for kind, entry in zip(kinds, row["images"], strict=False)
+            ]
+        )
+        return [
+            replace(segment, frames=next(lengths, 1)) if segment.kind == "image" else segment
+            for segment in segments
+        ]
 
     def supervised(
         self, row: Row, max_length: int | None = None, name: str | None = None
@@ -88,8 +127,7 @@ class Processor(ProcessorMixin):
         Raises:
             RowError: nothing is supervised (within ``max_length``), or a picture would be cut.
         """
-        chosen = template(name or self.template)
-        ids, labels = self.segments.encode(chosen.segments(row["parts"]), max_length)
+        ids, labels = self.segments.encode(self.segments_of(row, name), max_length)
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise RowError(
                 "nothing to learn: no supervised token" + (f" within {max_length}" if max_length else "")
@@ -109,23 +147,33 @@ class Processor(ProcessorMixin):
 
     # --- inference -------------------------------------------------------------------------------------------
 
-    def prompts(self, rows: Sequence[Row], root: Any = None, name: str | None = None) -> dict[str, Tensor]:
+    def prompts(
+        self, rows: Sequence[Row], root: Any = None, name: str | None = None, whole: bool = False
+    ) -> dict[str, Tensor]:
         """Left-padded prompts of rows, ending where the assistant is to speak, with their pictures.
+
+        Args:
+            whole: rows are documents to be gone on with where they end; otherwise what stands after the last
+                question, or after the last picture of a document, is the answer and left out.
 
         Raises:
             RowError: a picture that cannot be read, or that stands in the answer that is left out.
         """
-        chosen = template(name or self.template)
         encoded, pictures = [], []
         for row in rows:
-            segments = chosen.segments(row["parts"], prompt=True)
-            places = sum(segment.kind == "image" for segment in segments)
-            if places != len(row["images"]):
-                raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
-            encoded.append(self.segments.encode(segments)[0])
+            encoded.append(self.prompt_ids(row, name, whole))
             pictures.extend(self.pictures(row, root))
         batch = self.pad(encoded, side="left")
-        return {**batch, "pixel_values": torch.stack(pictures)} if pictures else batch
+        return {**batch, **join_pictures(pictures)}
+
+    def prompt_ids(self, row: Row, name: str | None = None, whole: bool = False) -> list[int]:
+        """Ids of one row's prompt; see :meth:`prompts`."""
+        segments = self.segments_of(row, name, prompt=not whole)
+        segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
+        places = sum(segment.kind == "image" for segment in segments)
+        if places != len(row["images"]):
+            raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
+        return self.segments.encode(segments)[0]
 
     def pad(
         self, sequences: Sequence[Sequence[int]], side: str = "right", length: int | None = None
@@ -149,6 +197,17 @@ class Processor(ProcessorMixin):
         """Texts for a dual encoder, right-padded [B, T]."""
         length = self.max_length if self.pad_to_max else None
         return self.pad([self.caption_ids(text) for text in texts], length=length)
+
+    def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
+        """Arguments of transformers' ``generate`` that end an answer where the template ends one."""
+        fill, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        after = "" if document else template(name or self.template).answer[1]
+        text, *controls = self.segments.split(after)
+        ends = [end] if end is not None else []
+        if controls and not text:
+            ends.append(self.segments.controls[controls[0]])
+        words = {"stop_strings": [text], "tokenizer": self.tokenizer} if text else {}
+        return {"eos_token_id": ends or None, "pad_token_id": end if fill is None else fill, **words}
 
     def __call__(
         self,
@@ -202,6 +261,21 @@ class Processor(ProcessorMixin):
         """What ``generate`` added to each prompt, stripped."""
         start = prompt["input_ids"].shape[1]
         return [self.decode(row[start:]).strip() for row in generated]
+
+
+def join_pictures(pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What a model takes of pictures [3, S, S] and videos [F, 3, S, S]; nothing if there are none.
+
+    Returns:
+        ``pixel_values``: [I, 3, S, S], or [I, F, 3, S, S] for videos of one length. Where lengths differ (a picture
+        counts as 1), all frames one after the other, [sum of F, 3, S, S], and ``frames``, [I]: how many each has.
+    """
+    if not pictures:
+        return {}
+    if len({picture.shape for picture in pictures}) == 1:
+        return {"pixel_values": torch.stack(list(pictures))}
+    videos = [picture if picture.ndim == 4 else picture[None] for picture in pictures]
+    return {"pixel_values": torch.cat(videos), "frames": torch.tensor([len(video) for video in videos])}
 
 
 def _nest(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:

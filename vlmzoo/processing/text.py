@@ -27,12 +27,14 @@ class Segment:
     """A stretch of a prompt that is read at once: text, a picture, or a control token; supervised or not.
 
     ``own`` marks the template's own words: only there the name of a control token (``<|im_end|>``) means the token.
+    ``frames`` is the length of a video; a picture is a video of one frame.
     """
 
     kind: Literal["text", "image", "bos", "eos"]
     text: str = ""
     supervised: bool = False
     own: bool = False
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -186,14 +188,16 @@ class SegmentTokenizer:
 
     Args:
         tokenizer: of transformers, fast. image_token_id: written ``image_tokens`` times for one picture.
+        frame_tokens: how many times more for every further frame of a video.
     """
 
     CACHE = 1 << 16  # texts; questions repeat, and tokenising is most of a tiny model's data time
 
-    def __init__(self, tokenizer: Any, image_token_id: int, image_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, image_token_id: int, image_tokens: int, frame_tokens: int = 0) -> None:
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
         self.image_tokens = image_tokens
+        self.frame_tokens = frame_tokens
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self.controls = {str(token): number for number, token in added.items() if token.special}
         longest_first = sorted(self.controls, key=len, reverse=True)
@@ -221,6 +225,12 @@ class SegmentTokenizer:
             if len(self._cache) < self.CACHE:
                 self._cache[key] = ids
         return ids
+
+    def split(self, words: str) -> list[str]:
+        """A template's own words as texts and names of control tokens in turn; a text (perhaps empty) comes first."""
+        if words not in self._own:
+            self._own[words] = self._control.split(words)
+        return self._own[words]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -259,7 +269,9 @@ class SegmentTokenizer:
                 ids, before = self._joined_ids(members, before)
                 yield ids, supervised, kind
             elif kind == "image":
-                yield from (([self.image_token_id] * self.image_tokens, False, kind) for _ in members)
+                for member in members:
+                    width = self.image_tokens + self.frame_tokens * (member.frames - 1)
+                    yield [self.image_token_id] * width, False, kind
                 before = ""
             else:
                 token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id
@@ -276,9 +288,7 @@ class SegmentTokenizer:
         for segment in members:
             pieces = [segment.text]
             if segment.own:
-                if segment.text not in self._own:
-                    self._own[segment.text] = self._control.split(segment.text)
-                pieces = self._own[segment.text]
+                pieces = self.split(segment.text)
             runs[-1] += pieces[0]
             runs += pieces[1:]
         ids: list[int] = []

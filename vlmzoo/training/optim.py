@@ -32,12 +32,15 @@ def apply_learn(model: nn.Module, learn: Mapping[str, Learn]) -> dict[str, list[
     Raises:
         ConfigError: a key that names nothing, or nothing that can learn; an empty tree.
     """
+    adapters = _add_adapters(model, learn)
     groups: dict[str, set[str]] = model.groups() if hasattr(model, "groups") else {}
     idle: set[str] = model.idle_parameters() if hasattr(model, "idle_parameters") else set()
     found: dict[str, list[str]] = {key: [] for key in learn}
     skipped: dict[str, int] = dict.fromkeys(learn, 0)
     for name, parameter in model.named_parameters():
         key = owner(name, learn, groups)
+        if key in adapters and name not in adapters[key]:
+            key = None  # the part itself stays as it is, its adapters learn
         parameter.requires_grad_(key is not None and name not in idle)
         if key is not None:
             skipped[key] += name in idle
@@ -59,6 +62,16 @@ def apply_learn(model: nn.Module, learn: Mapping[str, Learn]) -> dict[str, list[
         if not shadowed:
             raise ConfigError(f"learn.{key}: names no parameter of the model; {nearest(key, paths)}")
     return found
+
+
+def _add_adapters(model: Any, learn: Mapping[str, Learn]) -> dict[str, set[str]]:
+    """Put in the adapters that a learn tree asks for; for each of its keys the names that learn in the part's stead."""
+    asked = {key: one.lora for key, one in learn.items() if one.lora is not None}
+    for key, lora in asked.items():
+        if not hasattr(model, "add_lora"):
+            raise ConfigError(f"learn.{key}.lora: {type(model).__name__} takes no adapters")
+        model.add_lora(key, lora.plain())
+    return {key: model.adapter_parameters(key) for key in asked}
 
 
 def optimizer_groups(

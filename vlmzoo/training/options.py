@@ -9,16 +9,36 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 from vlmzoo.config import Config
 
 
+class Lora(Config):
+    """Low-rank adapters in a part's linear layers (Hu et al. 2021); needs peft.
+
+    Attributes:
+        r: rank. alpha: the adapter's output is scaled by alpha / r; twice the rank by default.
+        dropout: on the adapter's input. targets: last words of module names; None for every linear layer but the head.
+    """
+
+    r: PositiveInt = 128
+    alpha: PositiveFloat | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: list[str] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The options as the model keeps them."""
+        return {**self.model_dump(), "alpha": self.alpha or 2 * self.r}
+
+
 class Learn(Config):
     """How one part learns.
 
     Attributes:
         lr: peak learning rate. weight_decay: instead of the optimiser's, for the part's matrices (vectors, norms,
             biases, gates and scales never decay).
+        lora: adapters learn in the part's stead, which itself is frozen.
     """
 
     lr: PositiveFloat
     weight_decay: NonNegativeFloat | None = None
+    lora: Lora | None = None
 
 
 def _learn(value: Any) -> Any:

@@ -89,13 +89,14 @@ KINDS: dict[str, Any] = {
     "picture last": row("p", [part("look:"), part("<i>")], [picture(9)]),
     "text": row("x", [part("only words."), part("and more.")], []),
     "clip": row("v", [part("<v>", "user"), part("what moves?", "user"), part("it", "assistant")], [clip(10)]),
+    "clip caption": row("vc", [part("<v>"), part("it moves.")], [clip(40)], {"caption": "it moves."}),
     "mixed clips": row("m", [part("<v>"), part("one"), part("<i>"), part("<v>"), part("three")], [clip(20), picture(23), clip(24)]),
 }  # fmt: skip
 EVERYTHING = set(KINDS)
 HOLDS = {
     "coco": {"caption"},
     "llava": {"caption", "chat", "several", "text chat"},
-    "messages": {"caption", "chat", "several", "text chat", "clip"},
+    "messages": {"caption", "chat", "several", "text chat", "clip", "clip caption"},
     "webdataset": EVERYTHING,
     "interleaved": {"caption", "label", "document", "picture last", "text"},
     "interleaved mmc4": {"caption", "document", "text"},
@@ -139,7 +140,8 @@ def pixels(entries: list[Any], root: Any) -> list[Any]:
 
 
 def as_conversation(parts: list[Any]) -> list[Any]:
-    return [part("<i>", "user"), part("Describe the picture.", "user"), part(parts[1]["text"], "assistant")]
+    prompt = [{**parts[0], "role": "user"}, part("Describe the picture.", "user")]
+    return [*prompt, part(parts[1]["text"], "assistant")]
 
 
 # --- round trips -------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def test_what_a_layout_holds_reads_back(tmp_path: Path, layout: str, kind: str) 
     assert pixels(found["images"], source.root) == pixels(wanted["images"], None)
     talks = layout in ("llava", "messages")
     assert found["parts"] == (
-        as_conversation(wanted["parts"]) if talks and kind == "caption" else wanted["parts"]
+        as_conversation(wanted["parts"]) if talks and kind.endswith("caption") else wanted["parts"]
     )
     assert found["label"] == wanted["label"]
     if layout == "coco":
@@ -182,11 +184,16 @@ def test_what_it_cannot_hold_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "layout", ["llava", "messages", "webdataset", "parquet", "imagefolder", "interleaved"]
-)
-@pytest.mark.parametrize("rows", ["captions", "vqa", "dialogue", "labels"])
-def test_scenes_of_every_kind(tmp_path: Path, layout: str, rows: str) -> None:
+SCENES = {
+    "captions": ("llava", "messages", "webdataset", "interleaved", "parquet", "imagefolder"),
+    "vqa": ("llava", "messages", "webdataset", "parquet", "imagefolder"),
+    "dialogue": ("llava", "messages", "webdataset", "parquet", "imagefolder"),
+    "labels": ("webdataset", "interleaved", "parquet", "imagefolder"),
+}
+
+
+@pytest.mark.parametrize(("rows", "layout"), [(rows, layout) for rows in SCENES for layout in SCENES[rows]])
+def test_scenes_of_every_kind(tmp_path: Path, rows: str, layout: str) -> None:
     data = ScenesConfig(rows=rows, split="val", length=3, size=16).open()
     written = write(data, tmp_path / "out", layout)
     source = part_config("datasets", written.config, "data").open()

@@ -90,11 +90,12 @@ def roles_of(row: Row) -> set[str]:
     return {part["role"] for part in row["parts"]}
 
 
-def caption_of(row: Row) -> str | None:
-    """The text of a row that is one picture and then one text without a speaker; None for every other row."""
-    if [(part["role"], part["type"]) for part in row["parts"]] != [("text", "image"), ("text", "text")]:
+def caption_of(row: Row, kinds: Sequence[str] = ("image",)) -> str | None:
+    """The text of a row that is one picture (of one of ``kinds``) and then one text, without speakers; else None."""
+    if [part["role"] for part in row["parts"]] != ["text", "text"]:
         return None
-    return row["parts"][1]["text"]
+    shown, said = row["parts"]
+    return said["text"] if shown["type"] in kinds and said["type"] == "text" else None
 
 
 def json_line(record: Mapping[str, Any]) -> str:

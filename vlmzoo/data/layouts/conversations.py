@@ -24,30 +24,31 @@ from vlmzoo.types import Part, Row, RowError
 
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 PROMPT = "Describe the picture."
+SHOWN = ("image", "video")
 
 
 class _Conversation(Layout):
     """A layout of turns; a caption becomes the answer to a prompt.
 
     Attributes:
-        prompt: what the user says in rows that are a picture and its caption.
+        prompt: what the user says in rows that are a picture (or video) and its caption.
     """
 
     prompt: str = PROMPT
 
     def refuses(self, row: Row) -> str | None:
         """Texts without speakers, unless it is the caption of a picture."""
-        if "text" in roles_of(row) and caption_of(row) is None:
-            return "it holds conversations, and one picture with its caption, which becomes one"
+        if "text" in roles_of(row) and caption_of(row, SHOWN) is None:
+            return "it holds conversations, and one picture or video with its caption, which becomes one"
         return None
 
     def turns(self, row: Row) -> list[Part]:
         """The row's parts with a speaker each."""
-        caption = caption_of(row)
+        caption = caption_of(row, SHOWN)
         if caption is None:
             return row["parts"]
         return [
-            {"role": "user", "type": "image", "text": None},
+            {**row["parts"][0], "role": "user"},
             {"role": "user", "type": "text", "text": self.prompt},
             {"role": "assistant", "type": "text", "text": caption},
         ]

@@ -9,8 +9,8 @@ from typing import Any
 from vlmzoo.config import ConfigError, nearest, part_config
 from vlmzoo.data.layouts import LAYOUTS, Written
 from vlmzoo.data.layouts import write as write_rows
-from vlmzoo.data.scenes.draw import NOVEL_CLASSES
 from vlmzoo.data.scenes.text import CLASS_NAMES
+from vlmzoo.data.scenes.world import NOVEL_CLASSES
 from vlmzoo.data.sources.base import Source
 
 ROWS = {

@@ -1,7 +1,7 @@
 """The embedded data set: drawn scenes with exact captions, boxes, questions and answers.
 
-It needs no files and no network, and row i is a pure function of the arguments and i. What a scene is and how it
-is drawn is in draw.py, what is said of it in text.py; disk.py writes rows out as files.
+It needs no files and no network, and row i is a pure function of the arguments and i. What a scene is stands in
+world.py, how it is painted in draw.py, what is said of it in text.py; disk.py writes rows out as files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,17 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlmzoo.data.scenes.draw import (
-    Scene,
-    blank,
-    check_layout,
-    check_split,
-    draw,
-    keyed,
-    nearest,
-    pick,
-    scene,
-)
+from vlmzoo.data.scenes.chance import keyed, pick
+from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.text import (
     FORMAT_PROMPT,
     KINDS,
@@ -31,6 +22,7 @@ from vlmzoo.data.scenes.text import (
     place,
     questions,
 )
+from vlmzoo.data.scenes.world import Scene, check_layout, check_split, nearest, scene
 
 Row = dict[str, Any]
 
@@ -63,6 +55,7 @@ class Scenes:
             shape and place of every object.
         kinds: kinds of the questions of "vqa" rows, all by default; they take turns, so a kind named twice comes twice.
         format_prompt: whether the (first) question is followed by the request for a short answer.
+        style: how pictures are drawn, a name of STYLES; of several, each row draws its own.
 
     Raises:
         ValueError: an unknown name, or a number out of its range.
@@ -83,6 +76,7 @@ class Scenes:
         format_prompt: bool = False,
         detail: str = "any",
         kinds: Sequence[str] | None = None,
+        style: str | Sequence[str] = "plain",
     ) -> None:
         objects = (1, 1) if rows == "labels" else (objects[0], objects[-1])
         check_split(split)
@@ -101,6 +95,7 @@ class Scenes:
         self.split, self.rows, self.pictures = split, rows, pictures
         self.length, self.seed, self.size, self.turns = length, seed, size, turns
         self.objects, self.grid, self.format_prompt, self.detail = objects, grid, format_prompt, detail
+        self.styles = check_styles(style)
         # A lone object has no relation to another: such scenes are asked everything else.
         possible = KINDS if objects[1] > 1 else tuple(kind for kind in KINDS if kind != "relation")
         for kind in kinds or ():
@@ -118,7 +113,7 @@ class Scenes:
         """Row `index` (0 to length - 1); raises IndexError outside."""
         shown = self.scene(index)
         row = _BUILDERS[self.rows](self, index, shown)
-        row["truth"] |= _truth(shown)
+        row["truth"] |= _truth(shown) | {"style": style_of(shown.key, self.styles)}
         return {
             "images": [{"image": self._picture(index, shown)}],
             "label": None,
@@ -144,7 +139,7 @@ class Scenes:
             return blank(self.size)
         if self.pictures == "swapped":
             shown = self.scene((index + self.length // 2) % self.length)
-        return draw(shown, self.size)
+        return draw(shown, self.size, style_of(shown.key, self.styles))
 
     def _captions(self, index: int, shown: Scene) -> Row:
         text = (

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
-from vlmzoo.data.scenes.draw import CLASSES, NOVEL_CLASSES
 from vlmzoo.data.scenes.rows import Scenes
-from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
+from vlmzoo.data.scenes.text import ANSWERS, CLASS_TEMPLATES, with_article
+from vlmzoo.data.scenes.world import CLASSES, COLOURS, NOVEL_CLASSES, SHAPES, SIZES
 
 
 class ScenesSource(Scenes):
@@ -30,6 +30,11 @@ class ScenesSource(Scenes):
         """Prompts around a class name."""
         return CLASS_TEMPLATES
 
+    @property
+    def attribute_words(self) -> dict[str, tuple[str, ...]]:
+        """The words for each attribute of an object, by its name in ``truth["objects"]``."""
+        return {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": ANSWERS["place"]}
+
 
 class ScenesConfig(Config):
     """``data: {kind: scenes, rows: captions, ...}``; the fields are :class:`vlmzoo.data.scenes.Scenes`' arguments."""
@@ -47,6 +52,7 @@ class ScenesConfig(Config):
     format_prompt: bool = False
     detail: str = "any"
     kinds: tuple[str, ...] | None = None
+    style: str | tuple[str, ...] = "plain"
 
     def open(self) -> ScenesSource:
         """The source.

@@ -31,6 +31,7 @@ class Gaze:
 
     Attributes:
         tokens: visual tokens [B, J, L, C].
+        lengths: how many of a picture's L tokens are its own, [B, J]; None where all are.
         index: for each text position the picture it sees, [B * K, T], counted from 1; 0 or beyond the pictures
             sees nothing. K is the number of beams or returned sequences a row, folded into the query axis.
         kept: keys and values by block; filled on first use when ``keep`` is on (generation), so that they are made
@@ -40,6 +41,7 @@ class Gaze:
 
     tokens: Tensor
     index: Tensor
+    lengths: Tensor | None = None
     keep: bool = False
     kept: dict[int, KeysValues] = field(default_factory=dict)
     fired: int = 0
@@ -50,7 +52,12 @@ class Gaze:
         index = rearrange(self.index, "(b k) t -> b (k t) 1", b=len(self.tokens))
         known = index <= self.tokens.shape[1]
         sees = (pictures <= index) & known if all_previous else pictures == index  # [B, K * T, J]
-        return sees.repeat_interleave(self.tokens.shape[2], dim=-1)
+        sees = sees.repeat_interleave(self.tokens.shape[2], dim=-1)  # [B, K * T, J * L]
+        if self.lengths is None:
+            return sees
+        place = torch.arange(self.tokens.shape[2], device=self.index.device)  # [L]
+        own = place < self.lengths[..., None]  # [B, J, L]
+        return sees & rearrange(own, "b j l -> b 1 (j l)")
 
 
 class GatedBlock(Component):

@@ -27,21 +27,25 @@ class Splice(Component):
         """Fill the places.
 
         Args:
-            embeds: word embeddings [B, T, D]. input_ids: [B, T]. tokens: visual tokens [I, L, D], in reading order.
+            embeds: word embeddings [B, T, D]. input_ids: [B, T]. tokens: visual tokens [I, L, D], in reading order,
+                or [M, D] where pictures have unequal numbers of them.
 
         Returns:
             [B, T, D].
 
         Raises:
-            ValueError: the number of places is not I * L.
+            ValueError: the number of places is not that of the tokens, I * L or M.
         """
         places = input_ids == self.image_token_id  # [B, T]
-        wanted, given = int(places.sum()), tokens.shape[0] * tokens.shape[1]
+        sizes = tokens.shape[:-1]
+        wanted, given = int(places.sum()), sizes.numel()
         if wanted != given:
-            raise ValueError(
-                f"the prompt holds {wanted} image tokens but {tokens.shape[0]} pictures give "
-                f"{tokens.shape[0]} x {tokens.shape[1]} = {given}"
+            counted = (
+                f"{sizes[0]} pictures give {sizes[0]} x {sizes[1]} = "
+                if len(sizes) == 2
+                else "the pictures give "
             )
+            raise ValueError(f"the prompt holds {wanted} image tokens but {counted}{given}")
         return embeds.masked_scatter(places[..., None].expand_as(embeds), tokens.to(embeds.dtype))
 
     def width_for(self, vision_dim: int, language_dim: int) -> int:

@@ -1,0 +1,109 @@
+"""Log-likelihoods of candidate texts after a row: what the tasks that choose instead of generate share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlmzoo.evaluate.loop import over_ranks
+from vlmzoo.evaluate.tasks.base import Job
+from vlmzoo.processing.processor import Processor, join_pictures
+from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError, move
+
+Scores = list[tuple[float, int]]  # of one row: log-likelihood and number of tokens of each candidate
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row that a text is to follow, and the texts to choose from.
+
+    Attributes:
+        row: everything before the answer. role: whose words the candidates are: ``assistant``, or ``text`` in a
+            document.
+    """
+
+    row: Row
+    candidates: tuple[str, ...]
+    role: Literal["assistant", "text"] = "assistant"
+
+
+def scored_ids(
+    processor: Processor, choice: Choice, candidate: str, name: str | None = None, end: bool = True
+) -> tuple[list[int], list[int]]:
+    """Ids of a row with a candidate after it, and labels on the candidate's tokens only.
+
+    Args:
+        name: of a template. end: whether the end of the answer (the end token, what the template writes there) is
+            scored too; "red" then no longer wins over "red circle" by being its beginning.
+    """
+    parts: list[Part] = [*choice.row["parts"], {"role": choice.role, "type": "text", "text": candidate}]
+    segments = processor.segments_of({**choice.row, "parts": parts}, name)
+    before = processor.segments_of(choice.row, name)
+    goes_on = bool(choice.row["parts"]) and choice.row["parts"][-1]["role"] == choice.role == "text"
+    start = len(before) - 1 if goes_on else len(before)  # a document's end token comes after what goes on
+    start += sum(not segment.supervised for segment in segments[start:])  # the opening of an assistant's turn
+    marked = [
+        replace(segment, supervised=number >= start and segment.kind != "image")
+        for number, segment in enumerate(segments)
+    ]
+    if not end:
+        stop = next(i for i in range(len(marked) - 1, -1, -1) if marked[i].text == candidate)
+        marked = marked[: stop + 1]
+    return processor.segments.encode(marked)
+
+
+def choice_scores(
+    job: Job, choices: Sequence[Choice], batch_size: int, part: str, name: str | None = None, end: bool = True
+) -> list[Scores]:
+    """Log-likelihood and length of every candidate of every row.
+
+    Rows come in batches of ``batch_size``, and within them (row, candidate) pairs in batches of ``batch_size``,
+    however many candidates a row has. Pictures are decoded once a row; the vision encoder sees them once a pair.
+    """
+
+    def judge(numbers: list[int]) -> list[Scores]:
+        encoded = [
+            (scored_ids(job.processor, choices[i], candidate, name, end), place)
+            for place, i in enumerate(numbers)
+            for candidate in choices[i].candidates
+        ]
+        pictures = [job.processor.pictures(choices[i].row, job.root) for i in numbers]
+        found: list[tuple[float, int]] = []
+        for first in range(0, len(encoded), batch_size):
+            pairs = encoded[first : first + batch_size]
+            shown = [picture for _, place in pairs for picture in pictures[place]]
+            found.extend(_scores(job, [ids for ids, _ in pairs], shown))
+        owners = [place for _, place in encoded]
+        scores = iter(found)
+        return [[next(scores) for _ in group] for _, group in groupby(owners)]
+
+    stored: list[Any] = over_ranks(len(choices), batch_size, judge, job.partial, part)
+    return [[(float(value), int(count)) for value, count in row] for row in stored]
+
+
+def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], pictures: Sequence[Tensor]) -> Scores:
+    batch = job.processor.pad([ids for ids, _ in pairs])
+    labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
+    for row, (_, marks) in enumerate(pairs):
+        labels[row, : len(marks)] = torch.tensor(marks)
+    batch |= join_pictures(pictures)
+    counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
+    if not all(counts):
+        raise RowError("a candidate has no token to score")
+    losses = job.model.token_losses(move({**batch, "labels": labels}, job.device)).detach().double().cpu()
+    return [(-float(part.sum()), len(part)) for part in losses.split(counts)]
+
+
+def best(scores: Scores, normalise: Literal["sum", "mean"]) -> int:
+    """The most likely candidate: by the whole log-likelihood, or by that of a token on average (ties: the first).
+
+    What is not a number is never the best; -1 if nothing is a number.
+    """
+    values = [value if normalise == "sum" else value / count for value, count in scores]
+    known = [i for i, value in enumerate(values) if value == value]
+    return max(known, key=lambda i: values[i], default=-1)

@@ -1,0 +1,224 @@
+"""Folders to models and back: reading whatever public layout a folder has, export, merging adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedConfig
+
+from vlmzoo.compose import CLASSES, is_zoo_folder
+from vlmzoo.config import ConfigError, located, nearest
+from vlmzoo.hub import adapter, llava, llava_original
+from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
+from vlmzoo.hub.card import run_facts, write_card
+from vlmzoo.models.base import ZooModel
+from vlmzoo.models.vision_lm import VisionLM
+from vlmzoo.processing.processor import Processor
+
+
+def load(source: str | Path, *, base: str | Path | None = None, **options: Any) -> tuple[ZooModel, Processor]:
+    """A model and its processor from a folder or a Hub id, whatever public layout it has.
+
+    Args:
+        source: saved by this package (a whole model, or an adapter folder, whose base is loaded first), or a stock
+            ``llava`` folder, or a folder of the LLaVA project (whole, projector only, LoRA).
+        base: the language model of a LLaVA project folder without one; by default what the folder names.
+        options: for transformers' ``from_pretrained``
+            (dtype, device_map, ...), for our own layout.
+
+    Returns:
+        The model in evaluation mode, and its processor.
+
+    Raises:
+        ConfigError: nothing there, or a layout that is not known.
+    """
+    folder = _local(source)
+    if adapter.is_adapter(folder):
+        base = adapter.find_base(folder)
+        model, _ = load(base, **options)
+        adapter.apply(model, folder, base)
+        model.config.starts = dict.fromkeys(model.parts(), base)
+        return model, Processor.from_pretrained(folder)
+    if is_zoo_folder(folder):
+        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
+        return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
+    tree = PreTrainedConfig.get_config_dict(folder)[0]
+    kind = tree.get("model_type")
+    if kind == "llava" or llava_original.is_original(tree):
+        try:
+            return (
+                llava_original.read(folder, base) if llava_original.is_original(tree) else llava.read(folder)
+            )
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"load: {source}: {error}") from None
+    raise ConfigError(
+        f"load: {source} holds a {kind!r} model; known layouts: vlmzoo, stock llava, LLaVA project"
+    )
+
+
+def _local(source: str | Path) -> Path:
+    folder = Path(located(source))
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"load: {str(source)!r} holds no config.json (is the run finished?)")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                str(source),
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin"],
+            )
+        )
+    except (
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        OSError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"load: no folder {str(source)!r}, and the Hub does not give it: {reason}"
+        ) from None
+
+
+LAYOUTS = ("transformers", *llava_original.KINDS)
+
+
+def export(
+    source: str | Path,
+    target: str | Path,
+    layout: str = "transformers",
+    force: bool = False,
+    base: str | Path | None = None,
+) -> float:
+    """Write a model in a public layout, read it back and compare logits.
+
+    Args:
+        layout: ``transformers`` (stock classes), or the LLaVA project's: ``original`` (everything),
+            ``original-projector`` (stage 1), ``original-lora``. Adapters are merged where the layout has none.
+        force: write into a folder that is not empty.
+        base: the language model that a projector or adapters belong to, named in the export and used to check it.
+
+    Returns:
+        The largest difference of logits on a test prompt.
+
+    Raises:
+        ConfigError: the other side cannot express the model (with the reason), an occupied folder, a base that is
+            missing, or logits that differ after reading back.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"--to: no layout {layout!r}; {nearest(layout, LAYOUTS)}")
+    if layout in ("original-projector", "original-lora") and base is None:
+        raise ConfigError(f"--base: missing; {layout} holds only what belongs to a language model, name it")
+    target = Path(target)
+    if target.exists() and any(target.iterdir()) and not force:
+        raise ConfigError(f"export: {target} is not empty")
+    model, processor = load(source)
+    if layout != "original-lora":
+        model.merge_lora()
+    reason = llava.why_not(model) if layout == "transformers" else llava_original.why_not(model, layout)
+    if reason:
+        raise ConfigError(f"export: {source}: {reason}")
+    building = target.parent / f".{target.name}.building"
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        difference = _exported(model, processor, building, layout, base)
+        facts = run_facts(source) if Path(source).is_dir() else {}
+        loading, library = _loading(target.name, layout)
+        write_card(building, title=target.name, loading=loading, library=library, **facts)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return difference
+
+
+def _exported(
+    model: ZooModel, processor: Processor, folder: Path, layout: str, base: str | Path | None
+) -> float:
+    assert isinstance(model, VisionLM)
+    if layout == "transformers":
+        llava.export(model, processor, folder)
+        difference = llava.largest_difference(model, folder, probe(model, processor))
+    else:
+        llava_original.export(model, processor, folder, layout, str(base or ""))
+        difference = llava_original.largest_difference(model, folder, probe(model, processor), base)
+    let_others_read(folder)
+    if difference > 1e-3:
+        raise ConfigError(
+            f"export: logits differ by {difference:.2e} after reading back; nothing was written"
+        )
+    return difference
+
+
+def _loading(name: str, layout: str) -> tuple[str, str]:
+    """Code that loads an export, and the library it is for."""
+    if layout != "transformers":
+        return (
+            f'from vlmzoo import load\n\nmodel, processor = load("{name}")  # or the LLaVA project\'s own loader',
+            "vlmzoo",
+        )
+    return (
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\nmodel = AutoModelForImageTextToText"
+        f'.from_pretrained("{name}")\nprocessor = AutoProcessor.from_pretrained("{name}")'
+    ), "transformers"
+
+
+def merge(source: str | Path, target: str | Path) -> int:
+    """Write a run with adapters as a plain model: every adapter added into the weights it stands beside.
+
+    Returns:
+        How many layers had an adapter.
+
+    Raises:
+        ConfigError: a model without adapters, or an occupied folder.
+    """
+    target = Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"merge: {target} is not empty")
+    model, processor = load(source)
+    if not model.config.lora:
+        raise ConfigError(f"merge: {source} has no adapters; it is a plain model already")
+    merged = model.merge_lora()
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    let_others_read(target)
+    return merged
+
+
+def probe(model: ZooModel, processor: Processor) -> dict[str, torch.Tensor]:
+    """A prompt with a noise picture, for comparisons."""
+    generator = torch.Generator().manual_seed(0)
+    side = model.vision.image_size
+    noise = (torch.rand(side, side, 3, generator=generator) * 255).byte().numpy()
+    row = {
+        "images": [{"image": Image.fromarray(noise)}],
+        "parts": [
+            {"role": "user", "type": "image", "text": None},
+            {"role": "user", "type": "text", "text": "What is this?"},
+        ],
+        "id": "probe",
+    }
+    return processor.prompts([row])  # type: ignore[list-item]
+
+
+def let_others_read(folder: Path) -> None:
+    """safetensors writes files that only their owner may read; servers and colleagues are somebody else."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
