@@ -49,14 +49,23 @@ def test_wording_does_not_give_counts_away(kind):
 def test_count_captions_repeat_words():
     """There is something to count: most of these scenes have two of a colour or of a shape."""
     data = s.Scenes("train", detail="count", length=300, objects=(2, 4), size=8)
-    assert sum(bool(re.search("two|three", re.sub(".*: ", "", row["truth"]["caption"]))) for row in data) > 120
+    assert (
+        sum(bool(re.search("two|three", re.sub(".*: ", "", row["truth"]["caption"]))) for row in data) > 120
+    )
 
 
 @pytest.mark.parametrize("signs", [0.0, 1.0])
 def test_no_turn_is_answered_by_earlier_ones(signs):
     """Read from the words alone: what was asserted before never holds the answer on presence or number."""
     data = s.Scenes(
-        "val", "dialogue", length=400, turns=12, size=8, objects=(1, 3), signs=signs, kinds=(*s.KINDS, *s.MORE_KINDS)
+        "val",
+        "dialogue",
+        length=400,
+        turns=12,
+        size=8,
+        objects=(1, 3),
+        signs=signs,
+        kinds=(*s.KINDS, *s.MORE_KINDS),
     )
     kinds = Counter()
     for row in data:
@@ -81,7 +90,9 @@ def test_no_turn_is_answered_by_earlier_ones(signs):
 
 
 def test_default_conversations_have_no_new_kinds_but_text_with_signs():
-    plain = {q["kind"] for row in s.Scenes(rows="dialogue", length=60, size=8) for q in row["truth"]["questions"]}
+    plain = {
+        q["kind"] for row in s.Scenes(rows="dialogue", length=60, size=8) for q in row["truth"]["questions"]
+    }
     signed = {
         q["kind"]
         for row in s.Scenes(rows="dialogue", length=60, size=8, signs=1.0)
