@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlmzoo import load
+from vlmzoo.chat import Conversation
 from vlmzoo.config import parse_yaml
 from vlmzoo.run import read_run, train
 
@@ -67,14 +68,9 @@ def main() -> None:
         print("not used:", line)
     model, processor = load(OUT / "run")
     for record in records[-6:]:  # pictures that were not trained on
-        parts = [("image", None), ("text", QUESTION)]
-        row = {
-            "images": [{"path": str(OUT / "images" / record["image"])}],
-            "parts": [{"role": "user", "type": kind, "text": text} for kind, text in parts],
-            "id": record["id"],
-        }
-        prompt = processor.prompts([row])
-        said = processor.answers(prompt, model.generate(**prompt, max_new_tokens=12, do_sample=False))[0]
+        talk = Conversation(model, processor)
+        talk.show(OUT / "images" / record["image"])
+        said = talk.ask(QUESTION)
         print(f"{record['image']}: {said}  (true: {record['conversations'][1]['value']})")
 
 

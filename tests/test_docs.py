@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -167,7 +168,35 @@ def test_every_name_of_a_config_is_told(family: str) -> None:
     """Names in the registry of data sets, tasks and objectives stand in the guide."""
     if family in ("datasets", "tasks", "objectives", "connectors", "fusions"):
         told = "".join(page.read_text(encoding="utf-8") for page in GUIDES)
-        assert not [name for name in registry.names(family) if f"{name}" not in told]
+        assert not [
+            name for name in registry.names(family) if f"`{name}`" not in told and f"kind: {name}" not in told
+        ]
+
+
+MANY = 6  # arguments from which a list of them is wanted; with fewer, names and a sentence do
+UNLISTED = {
+    "disk.write": "its other arguments are those of Scenes",
+    "classes.classification": "lists of equal length",
+}
+
+
+def test_many_arguments_are_explained() -> None:
+    """Public functions of many arguments have an Args section, or refer to the one that has it."""
+    for path in (ROOT / "vlmzoo").rglob("*.py"):
+        if path.name == "cli.py":  # there the help of each option is the list
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            arguments = {a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {
+                "self",
+                "cls",
+            }
+            told = ast.get_docstring(node) or ""
+            explained = "Args:" in told or ":func:" in told or ":class:" in told
+            assert len(arguments) < MANY or explained or f"{path.stem}.{node.name}" in UNLISTED, (
+                f"{path}: {node.name}"
+            )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocstrings") is None, reason="needs the extra docs")

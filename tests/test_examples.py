@@ -11,11 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlmzoo import registry
+from vlmzoo.data.scenes import Scenes
+from vlmzoo.evaluate.loop import Result, save_result
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-ELSEWHERE = {"quickstart.py": "tests/test_quickstart.py", "use_export.py": "started by export_and_load.py"}
+ELSEWHERE = {
+    "quickstart.py": "tests/test_quickstart.py",
+    "quickstart_report.py": "the report of quickstart.py",
+    "use_export.py": "started by export_and_load.py",
+    "gallery.py": "below",
+}
 PROMISED = {  # what each must print, as patterns
     "build_and_swap.py": [
         r"perceiver +50,176",
@@ -84,3 +92,31 @@ def test_export_example_in_processes_of_its_own(tmp_path: Path) -> None:
     assert not re.search(
         r"^(from|import) vlmzoo", (EXAMPLES / "use_export.py").read_text(encoding="utf-8"), re.M
     )
+
+
+def test_gallery_draws_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scenes and families at once, answers once there are results; a missing run is named with what makes it."""
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "gallery.py"), run_name="__main__")
+    images = tmp_path / "docs/pages/images"
+    assert {path.name for path in images.iterdir()} == {"scenes.png", "families.png"}
+    assert capsys.readouterr().out.count("`make quickstart` makes it") == 2
+
+    source = Scenes("test", "vqa", length=2, size=32)
+    samples = [
+        {"picture": row["images"][0]["image"], "question": row["truth"]["question"], "truth": "a", "answer": said, "right": said == "a"}
+        for row, said in zip(source, ("a", ""))
+    ]  # fmt: skip
+    save_result(tmp_path / "runs/quickstart/llava", "after", Result("vqa", {}, [], samples, 2))
+    runpy.run_path(str(EXAMPLES / "gallery.py"), run_name="__main__")
+    drawn = Image.open(images / "answers.png").convert("RGBA")
+    assert len(drawn.getcolors(1 << 20)) > 20
+    assert all(path.stat().st_size <= 60_000 for path in images.iterdir())
+
+
+def test_committed_pictures_are_small() -> None:
+    pictures = list((EXAMPLES.parent / "docs/pages/images").glob("*.png"))
+    assert {"scenes.png", "families.png"} <= {path.name for path in pictures}
+    assert all(path.stat().st_size <= 60_000 for path in pictures)

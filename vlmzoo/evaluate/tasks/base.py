@@ -161,10 +161,9 @@ def answered(
         rows: what is asked. part: name of these answers among the finished ones. whole: rows are documents, gone
             on with where they end.
     """
-    tokenizer = job.processor.tokenizer
     options: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens, "do_sample": False, "num_beams": config.num_beams,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        **job.processor.endings(config.template, whole),
     }  # fmt: skip
     if config.min_new_tokens:
         options["min_new_tokens"] = config.min_new_tokens
@@ -215,9 +214,13 @@ def merged_by_file(rows: Sequence[Row]) -> list[list[Row]]:
 def sample(
     row: Row, root: Path | None, question: str, truth: str, answer: str, right: bool, **more: Any
 ) -> dict[str, Any]:
-    """A sample for the report, with the row's pictures side by side (of a document the last), a video as a strip."""
+    """A sample for the report, with the row's pictures side by side (of a document the last), a video as a strip.
+
+    Args:
+        root: where picture paths start from. question, truth, answer: as they are shown. more: further fields.
+    """
     document = any(part["role"] == "text" for part in row["parts"])
     entries = row["images"][-1:] if document else row["images"]
     picture = one_picture(entries, root) if entries else None
     shown = {"picture": picture, "question": question, "truth": truth, "answer": answer, "right": bool(right)}
-    return {**shown, **more}
+    return {"id": row["id"], **shown, **more}

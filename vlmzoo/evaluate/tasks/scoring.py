@@ -64,6 +64,10 @@ def choice_scores(
 
     Rows come in batches of ``batch_size``, and within them (row, candidate) pairs in batches of ``batch_size``,
     however many candidates a row has. Pictures are decoded once a row; the vision encoder sees them once a pair.
+
+    Args:
+        choices: one a row. part: name of these scores among the finished ones. name: of a template, the processor's own
+            if None. end: the end token counts as a token of the candidate.
     """
 
     def judge(numbers: list[int]) -> list[Scores]:
