@@ -207,7 +207,7 @@ def main() -> None:
     start = time.time()
     OUT.mkdir(parents=True, exist_ok=True)
     vision = encoder()
-    with beside("Flamingo", FLAMINGO.with_name("flamingo-output"), *flamingo(vision)):
+    with beside("Flamingo", FLAMINGO, *flamingo(vision)):
         llava_first(vision)
     llava()
     exported = export()

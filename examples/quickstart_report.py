@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from vlmzoo.data.scenes import ANSWERS
+from vlmzoo.data.scenes import COLOURS, SHAPES, SIZES
+from vlmzoo.data.scenes.demonstrations import OFF_TASK
+from vlmzoo.data.scenes.text import PLACES
 from vlmzoo.evaluate.report import RunPage, Table
 
 OUT = Path("runs/quickstart")
@@ -16,6 +19,7 @@ CLIP, STAGE_0, STAGE_1, LLAVA, BLIND, EXPORT, LANGUAGE, FLAMINGO = (
         "clip", "llava-stage0", "llava-stage1", "llava", "llava-text-only", "llava-hf", "flamingo-language", "flamingo",
     )
 )  # fmt: skip
+WORDS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES[2]}
 Cells = dict[str, Any]
 
 
@@ -61,19 +65,23 @@ def llava_table() -> Table:
 
 def caption_table() -> Table:
     """Flamingo's captions, attribute by attribute, beside those of other rows' pictures."""
-    found, swapped = (result(FLAMINGO, "after", task) for task in ("captions", "captions_swapped"))
-    control = {row["attribute"]: row["accuracy"] for row in swapped["table"]}
+    found = result(FLAMINGO, "after", "captions")
+    two, swapped = (
+        {row["attribute"]: row for row in result(FLAMINGO, "after", task)["table"]}
+        for task in ("captions_of_two", "captions_swapped")
+    )
     rows: list[Cells] = [
         {
-            "caption names the": row["attribute"], "Flamingo": row["accuracy"], "Flamingo_stderr": row["stderr"],
-            "pictures swapped": control[row["attribute"]], "chance": 1 / len(ANSWERS[row["attribute"]]),
+            "caption names the": name, "one shape": row["accuracy"], "one shape_stderr": row["stderr"],
+            "one, pictures swapped": swapped[name]["accuracy"], "chance": 1 / len(WORDS[name]),
+            "two shapes": two[name]["accuracy"], "two shapes_stderr": two[name]["stderr"],
         }
         for row in found["table"]
-        if row["attribute"] in ANSWERS
+        if (name := row["attribute"]) in WORDS
     ]  # fmt: skip
     note = (
-        f"What the captions of {found['n']} test pictures of one shape get right; the language model is frozen "
-        "and was trained on text alone."
+        f"What captions of {found['n']} test pictures get right; the language model is frozen and was trained on text "
+        "alone. Of two shapes such a short training mostly names one, twice."
     )
     return Table("Flamingo: captions", rows, note)
 
@@ -84,17 +92,37 @@ def shots_table() -> Table:
     rows: dict[str, Cells] = {}
     for line in found["table"]:
         row = rows.setdefault(line["task"], {"name the": line["task"]})
-        name = f"{line['shots']} examples" if line["shots"] != 1 else "1 example"
+        name = examples(line["shots"])
         row |= {name: line["accuracy"], f"{name}_stderr": line["stderr"]}
     for line in swapped["table"]:
-        rows[line["task"]] |= {
-            f"{line['shots']}, pictures swapped": line["accuracy"], "chance": line["chance"],
-        }  # fmt: skip
+        name = f"{line['shots']}, pictures swapped"
+        rows[line["task"]] |= {name: line["accuracy"], "chance": line["chance"]}
+    ordered = sorted(rows.values(), key=lambda row: row["name the"] == "all")
+    counts = sorted({line["shots"] for line in found["table"]} - {0})
+    best = {"name the": "counting votes"} | {examples(shots): votes(shots) for shots in counts}
     note = (
         "Which of the three to name stands nowhere in words: only the pictures with answers before the query tell, and "
-        "one in four of them names something else. Without examples the model cannot know what is asked, and captions."
+        "one in four of them names something else, so counting votes finds the task as often as the last row says. "
+        "Without examples nobody can know what is asked, and the model answers with a caption."
     )
-    return Table("Flamingo: a task told by examples alone", list(rows.values()), note)
+    return Table("Flamingo: a task told by examples alone", [*ordered, best], note)
+
+
+def examples(shots: int) -> str:
+    """A column's name."""
+    return "1 example" if shots == 1 else f"{shots} examples"
+
+
+def votes(shots: int, off_task: float = OFF_TASK) -> float:
+    """How often most examples name the attribute that is asked for (ties are drawn), if each names one of the two
+    others with probability ``off_task``."""
+    share = 0.0
+    for told in itertools.product(range(3), repeat=shots):
+        counts = [told.count(attribute) for attribute in range(3)]
+        if counts[0] == max(counts):
+            likely = (1 - off_task) ** counts[0] * (off_task / 2) ** (shots - counts[0])
+            share += likely / counts.count(max(counts))
+    return share
 
 
 def export_table(rows: list[Cells]) -> Table:

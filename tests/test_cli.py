@@ -155,7 +155,7 @@ def test_train_leaves_a_whole_folder(world: Path) -> None:
     names = {path.name for path in (world / "trained").iterdir()}
     assert names >= {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md", "run.yaml", "log.jsonl",
-        "parts.json", "checkpoints", "results",
+        "parts.json", "checkpoints", "results", "environment.json", "report.html",
     }  # fmt: skip
     lines = [json.loads(line) for line in (world / "trained" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]

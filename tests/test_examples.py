@@ -18,8 +18,12 @@ from vlmzoo.data.scenes import Scenes
 from vlmzoo.evaluate.loop import Result, save_result
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-ELSEWHERE = {"quickstart.py": "tests/test_quickstart.py", "quickstart_report.py": "tests/test_quickstart.py",
-    "use_export.py": "started by export_and_load.py", "gallery.py": "below"}  # fmt: skip
+ELSEWHERE = {
+    "quickstart.py": "tests/test_quickstart.py",
+    "quickstart_report.py": "the report of quickstart.py",
+    "use_export.py": "started by export_and_load.py",
+    "gallery.py": "below",
+}
 PROMISED = {  # what each must print, as patterns
     "build_and_swap.py": [
         r"perceiver +50,176",

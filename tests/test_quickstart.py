@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -36,6 +37,11 @@ def test_quickstart_runs_through(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "quickstart"
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") > 10 and "text-only" in page
+    for title in ("LLaVA: does it look?", "Flamingo: captions", "Flamingo: a task told by examples alone"):
+        assert title in page and f"\n{title}\n" in done.stdout
+    assert json.loads((out / "flamingo" / "config.json").read_text())["starts"]["language"].endswith(
+        "-language"
+    )
     assert (out / "llava-hf" / "model.safetensors").is_file()
     closing = done.stdout.strip().splitlines()[-3:]
     assert [line.split()[0] for line in closing] == ["vlmzoo", "vlmzoo", "accelerate"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 
 from tests.helpers import VOCABULARY, vision_lm
+from tests.test_cli import call, refused
 from vlmzoo import load
 from vlmzoo.chat import ChatOptions, Conversation
 from vlmzoo.types import VerbError
@@ -31,7 +34,7 @@ if BROWSER is None:
 CLIP = Path(web.__file__).parent / "assets" / "clip-tiny"
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 NEW = 8
-PATIENCE = 20_000  # milliseconds
+PATIENCE = 60_000  # milliseconds, on a busy machine
 expect = playwright.expect
 expect.set_options(timeout=PATIENCE)
 
@@ -228,7 +231,7 @@ def test_one_click_on_an_example_shows_an_answer(browser: Any, talk: str) -> Non
 
 def test_a_dual_encoder_names_what_is_in_the_picture(browser: Any, classify: str, folder: Path) -> None:
     visitor = Visitor(browser, classify)
-    expect(visitor.page.locator("#about")).to_contain_text("Trained by vlmzoo for 4,000 steps")
+    expect(visitor.page.locator("#about")).to_contain_text("Trained by vlmzoo for 4000 steps")
     bars = visitor.page.locator("#bars")
     for number in range(3):
         truth = web.Scenes("test", "labels", length=64)[number]["truth"]["objects"][0]["name"]
@@ -275,7 +278,7 @@ def test_files_of_the_machine_are_not_served(talk: str, folder: Path) -> None:
 
 
 def test_an_answer_can_be_stopped(speaker: tuple[Any, Any], folder: Path) -> None:
-    page = web.Talk(*speaker, ChatOptions(max_new_tokens=400))
+    page = web.Talk(*speaker, ChatOptions(max_new_tokens=400), threading.Lock())
     values = [getattr(page.options, name) for name in page.OPTIONS]
     answers = page.ask(None, str(folder / "red.png"), "what?", *values)
     visit = next(answers)[0]
@@ -298,6 +301,19 @@ def test_what_the_heading_says_of_weights(tmp_path: Path, speaker: tuple[Any, An
         assert "for 12 steps" in web.about(model, str(tmp_path))
     finally:
         model.config.starts = None
+
+
+def test_the_command_serves_the_page_and_names_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = web.serve
+    monkeypatch.setattr(web, "serve", lambda blocks, *where: (serve(blocks, *where)[0], blocks.close))
+    code, out, err = call("demo", CLIP)
+    assert code == 0, err
+    assert out.startswith(f"{CLIP}: http://127.0.0.1:")
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        assert f"port {port} of '127.0.0.1' cannot be used" in refused("demo", CLIP, "--port", port)
 
 
 def test_a_model_without_verbs_gets_no_page(speaker: tuple[Any, Any]) -> None:

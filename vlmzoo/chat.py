@@ -244,7 +244,9 @@ class Conversation:
                 "The model goes on with a document: your words stand before its own; a picture alone will do."
             )
         if self._plain:
-            return f"Template {self._template!r} reads pictures only: every answer is a caption of what was shown."
+            return (
+                f"Template {self._name!r} reads pictures only: every answer is a caption of what was shown."
+            )
         return ""
 
     @property
@@ -253,11 +255,12 @@ class Conversation:
 
     @property
     def _plain(self) -> bool:
-        return not self._document and template(self._template).plain
+        return not self._document and template(self._name).plain
 
     @property
-    def _template(self) -> str:
-        return (not self._document and self.options.template) or self.processor.template
+    def _name(self) -> str:
+        own = self._document or self.options.template is None
+        return self.processor.template if own else self.options.template  # type: ignore[return-value]
 
     def row(self, *more: Exchange) -> Row:
         """The history, and ``more`` after it, as a canonical row; an answer that is still empty is left out last."""
@@ -277,10 +280,10 @@ class Conversation:
         if not exchange.question and not exchange.pictures:
             raise RowError("nothing to answer: no question and no picture")
         if self._plain and not exchange.pictures:
-            raise RowError(f"template {self._template!r} reads pictures only: show one with every question")
+            raise RowError(f"template {self._name!r} reads pictures only: show one with every question")
 
     def _inputs(self, exchange: Exchange) -> dict[str, Tensor]:
-        ids = self.processor.prompt_ids(self.row(exchange), self._template, self._document)
+        ids = self.processor.prompt_ids(self.row(exchange), self._name, self._document)
         batch = self.processor.pad([ids])
         pictures = [picture for one in [*self.exchanges, exchange] for picture in one.pictures]
         if pictures:
@@ -304,7 +307,7 @@ class Conversation:
         listener = _Listener(self._text, hear)
         streamed = {"streamer": listener} if self.options.num_beams == 1 else {}
         stopping = StoppingCriteriaList([_Stopped(self._stop)])
-        ends = self.processor.endings(self._template, self._document)
+        ends = self.processor.endings(self._name, self._document)
         try:
             out = self.model.generate(
                 **inputs, max_new_tokens=length, stopping_criteria=stopping, **self.options.sampling(), **ends, **streamed

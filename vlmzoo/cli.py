@@ -153,6 +153,7 @@ def evaluate(
 
     from vlmzoo import distributed
     from vlmzoo.evaluate.loop import metric_table, text_table
+    from vlmzoo.evaluate.report import refresh
     from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
 
@@ -173,8 +174,46 @@ def evaluate(
         if result.table:
             print("\n" + text_table(result.table))
     if folder is not None and distributed.is_main():
-        print(f"\nwritten to {folder / 'results' / when}")
+        page = refresh(folder)
+        print(f"\nwritten to {folder / 'results' / when}" + (f"; look at {page}" if page else ""))
     distributed.stop()
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Run folders")],
+    out: Annotated[
+        Path | None, typer.Option(help="One page of all runs; by default each folder's own report.html")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A run whose results stand beside those of the others")
+    ] = None,
+) -> None:
+    """Write the page about a run: parts, curves, results, sample pictures, config; it opens offline."""
+    from vlmzoo.evaluate.report import report_of
+
+    for page in report_of(runs, out, baseline):
+        print(page)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders; differences are to the first")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where compare.html and compare.svg go; by default the folder that holds the first run"
+        ),
+    ] = None,
+) -> None:
+    """Put runs side by side: metrics with errors, curves, what differs in their configs, the same samples."""
+    from vlmzoo.evaluate.compare_page import write_comparison
+
+    text, page, picture = write_comparison(runs, out)
+    print(text)
+    print(f"\nwritten to {page} and {picture}")
 
 
 @app.command()
@@ -218,18 +257,17 @@ def chat(
     _quiet()
     shown = [open_image({"path": picture}) for picture in pictures or []]
     loaded, processor = load(model)
-    if "Aligns" in offered(loaded) and "Speaks" not in offered(loaded):
-        raise VerbError(
-            f"vlmzoo chat needs a model that Speaks; {type(loaded).__name__} offers Aligns: vlmzoo demo classifies "
-            "pictures with it"
-        )
-    conversation = Conversation(loaded, processor, options, asker="vlmzoo chat")
+    try:
+        conversation = Conversation(loaded, processor, options, asker="vlmzoo chat")
+    except VerbError as error:
+        instead = ": vlmzoo demo classifies pictures with it" if "Aligns" in offered(loaded) else ""
+        raise VerbError(f"{error}{instead}") from None
     for picture in shown:
         conversation.show(picture)
     live = sys.stdin.isatty()
     terminal = Terminal(conversation, _lines(live), _write, lambda text: print(text, file=sys.stderr), live)
     if live:
-        print(f"{model}, {len(shown)} pictures shown; /help lists commands, Ctrl-D leaves", file=sys.stderr)
+        print(f"{model}; pictures shown: {len(shown)}; /help lists commands, Ctrl-D leaves", file=sys.stderr)
     failures = terminal.run()
     if failures and not live:
         raise SystemExit(1)
@@ -277,7 +315,6 @@ def demo(
         raise ConfigError("demo: the page is made with gradio; pip install 'vlmzoo[demo]'") from None
     options = read(ChatOptions, override({}, settings or []), "--set")
     _quiet()
-
     loaded, processor = load(model)
     address, wait = serve(page(loaded, processor, model, options), host, port, share)
     print(f"{model}: {address}", flush=True)

@@ -66,6 +66,8 @@ _TABLES: dict[str, dict[str, Entry]] = {
     },
     "datasets": {
         "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
+        "scenes_gallery": Entry("vlmzoo.data.scenes.gallery:GalleryConfig", "hard retrieval: groups of pictures whose captions have the same words"),
+        "scenes_concepts": Entry("vlmzoo.data.scenes.concepts:ConceptsConfig", "concepts with a long tail and several names each, frequencies and definitions known"),
         "scenes_clips": Entry("vlmzoo.data.scenes.clips:ClipsConfig", "drawn scenes in motion as short videos: captions of what happens, questions that need several frames"),
         "scenes_pairs": Entry("vlmzoo.data.scenes.pairs:PairsConfig", "two drawn scenes and a statement that is true or false of them"),
         "scenes_text": Entry("vlmzoo.data.scenes.documents_source:TextConfig", "texts of the embedded world without pictures: captions, questions, documents, demonstrations"),

@@ -13,11 +13,23 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
-from vlmzoo.config import Config, ConfigError, dump_yaml, load_yaml, located, override, part_of, read
+from vlmzoo.config import (
+    Config,
+    ConfigError,
+    differences,
+    dump_yaml,
+    load_yaml,
+    located,
+    override,
+    part_of,
+    read,
+)
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.progress import Progress
+from vlmzoo.evaluate.report import note_start
+from vlmzoo.evaluate.report import refresh as write_report
 from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
@@ -30,6 +42,10 @@ from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions
 from vlmzoo.training.step import Stream
 from vlmzoo.training.trainer import Trainer, log
+
+OWN_FILES = (  # what --fresh removes from a run's folder
+    "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
+)  # fmt: skip
 
 
 class ProcessorOptions(Config):
@@ -287,26 +303,21 @@ def _refuse_another_run(out: Path, tree: dict[str, Any]) -> None:
 def _take_folder(out: Path, tree: dict[str, Any], fresh: bool, streams: dict[str, Stream]) -> None:
     """Make the run's folder and write what is known before the first step."""
     if distributed.is_main():
-        for name in ("checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml") if fresh else ():
+        for name in OWN_FILES if fresh else ():
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+        note_start(out, distributed.world_size(), _device_name())
         for name, stream in streams.items():
             append_quarantine(out / "quarantine.jsonl", stream.data.source.rejected, name)
     distributed.barrier()
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two plain trees, one line a leaf."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{path}: {old!r} became {new!r}"]
+def _device_name() -> str:
+    """What the main process computes on, for people."""
+    device = distributed.device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _numbers(found: dict[str, Result]) -> dict[str, float]:
@@ -342,7 +353,8 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
         bad = read_quarantine(out / "quarantine.jsonl")
         if bad:
             log.warning(f"{len(bad)} rows could not be used; they are listed in {out / 'quarantine.jsonl'}")
-        log.info(f"saved {out}")
+        page = write_report(out)
+        log.info(f"saved {out}" + (f"; look at {page}" if page else ""))
     distributed.barrier()
 
 

@@ -29,7 +29,7 @@ from vlmzoo.config import ConfigError, read
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
 from vlmzoo.evaluate.loop import evaluating
-from vlmzoo.evaluate.tasks import zero_shot_head
+from vlmzoo.evaluate.tasks.alignment import zero_shot_head
 from vlmzoo.hub.card import run_facts
 from vlmzoo.processing.image import open_image
 from vlmzoo.processing.processor import Processor
@@ -96,15 +96,13 @@ class Talk:
     """The page of a model that Speaks: what its buttons do.
 
     Args:
-        options: where the controls stand at first.
+        options: where the controls stand at first. lock: held while the model runs.
     """
 
     OPTIONS = ("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "template")
 
-    def __init__(self, model: Any, processor: Processor, options: ChatOptions) -> None:
-        self.model, self.processor, self.options = model, processor, options
-        self.lock = threading.Lock()
-        Conversation(model, processor, options)  # now, not at the first question: whether the model speaks
+    def __init__(self, model: Any, processor: Processor, options: ChatOptions, lock: threading.Lock) -> None:
+        self.model, self.processor, self.options, self.lock = model, processor, options, lock
 
     def visit(self) -> Visit:
         """A new visitor's."""
@@ -113,9 +111,7 @@ class Talk:
     def ask(self, visit: Visit | None, picture: str | None, question: str, *values: Any) -> Iterator[Any]:
         """(visit, messages, question box) while the answer grows; a mistake is told and changes nothing."""
         visit = visit or self.visit()
-        yield visit.shown(
-            visit.messages(), question
-        )  # the visitor's from now on, whatever becomes of the question
+        yield visit.shown(visit.messages(), question)  # the visitor's own from now on
         with _told() as mistake:
             self._set(visit, values)
             if picture is not None and picture != visit.picture:
@@ -150,10 +146,10 @@ class Talk:
     def undo(self, visit: Visit | None) -> tuple[Any, ...]:
         """(visit, messages, question box) without the last question, which is back in the box."""
         visit = visit or self.visit()
-        question = ""
+        question = gr.skip()  # what stands in the box, if there is nothing to take back
         with _told():
             question = visit.conversation.undo().question
-        return visit, visit.messages(), question
+        return visit.shown(visit.messages(), question)
 
     def stop(self, visit: Visit | None) -> None:
         """End the visitor's answer."""
@@ -171,10 +167,22 @@ class Talk:
         """The options' controls, in the order of ``OPTIONS``."""
         start = self.options
         return [
-            gr.Slider(1, 512, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
-            gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0 is greedy)"),
+            gr.Slider(
+                1,
+                max(512, start.max_new_tokens),
+                start.max_new_tokens,
+                step=1,
+                label="Longest answer (tokens)",
+            ),
+            gr.Slider(
+                0,
+                max(2.0, start.temperature),
+                start.temperature,
+                step=0.05,
+                label="Temperature (0 is greedy)",
+            ),
             gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top p"),
-            gr.Slider(1, 8, start.num_beams, step=1, label="Beams"),
+            gr.Slider(1, max(8, start.num_beams), start.num_beams, step=1, label="Beams"),
             gr.Number(start.seed, precision=0, minimum=0, label="Seed (empty draws anew)"),
             gr.Dropdown(
                 [*TEMPLATES, DOCUMENT], value=start.template or self.processor.template, label="Template"
@@ -224,9 +232,8 @@ class Talk:
 class Classify:
     """The page of a model that Aligns: a picture and names of classes to probabilities."""
 
-    def __init__(self, model: Any, processor: Processor) -> None:
-        self.model, self.processor = model, processor
-        self.lock = threading.Lock()
+    def __init__(self, model: Any, processor: Processor, lock: threading.Lock) -> None:
+        self.model, self.processor, self.lock = model, processor, lock
 
     def probabilities(self, picture: str | None, names: str, prompts: str) -> dict[str, float]:
         """Name to probability (they add to 1).
@@ -285,15 +292,15 @@ def page(model: Any, processor: Processor, source: str, options: ChatOptions | N
     verbs = offered(model)
     if "Aligns" not in verbs:
         require_verb(model, "Speaks", "vlmzoo demo")
-    folder = _folder()
+    folder, lock = _folder(), threading.Lock()
     with gr.Blocks(title=f"vlmzoo: {source}", analytics_enabled=False) as blocks:
         gr.HTML(about(model, source), elem_id="about")
         if "Speaks" in verbs:
             with gr.Tab("Talk") if "Aligns" in verbs else gr.Column():
-                Talk(model, processor, options or ChatOptions()).build(_scenes(folder, asked=True))
+                Talk(model, processor, options or ChatOptions(), lock).build(_scenes(folder, asked=True))
         if "Aligns" in verbs:
             with gr.Tab("Classify") if "Speaks" in verbs else gr.Column():
-                Classify(model, processor).build(_scenes(folder, asked=False))
+                Classify(model, processor, lock).build(_scenes(folder, asked=False))
         with gr.Accordion("Parts of the model", open=False):
             gr.HTML(_table(model.part_table()), elem_id="parts")
     return blocks
@@ -314,11 +321,14 @@ def serve(
         OSError: the port is taken.
     """
     theme = gr.themes.Soft(font=FONTS, font_mono=MONO)
-    _, local, public = blocks.launch(
-        server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
-        footer_links=[], max_file_size="50mb", state_session_capacity=200, enable_monitoring=False, pwa=False,
-        mcp_server=False, theme=theme, css=CSS,
-    )  # fmt: skip
+    try:
+        _, local, public = blocks.launch(
+            server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
+            footer_links=[], max_file_size="50mb", state_session_capacity=200, enable_monitoring=False, pwa=False,
+            mcp_server=False, theme=theme, css=CSS,
+        )  # fmt: skip
+    except OSError:  # gradio's own words are about its environment variables
+        raise OSError(f"port {port or '7860 and on'} of {host!r} cannot be used; name another") from None
 
     def wait() -> None:
         try:
@@ -343,10 +353,9 @@ def about(model: Any, source: str) -> str:
 def _weights(model: Any, source: str, table: list[dict[str, Any]]) -> str:
     folder = Path(getattr(model.config, "_name_or_path", "") or source)
     facts = run_facts(folder) if folder.is_dir() else {}
-    if facts.get("run"):
-        return f"Trained by vlmzoo for {int(facts['run']['optim']['steps']):,} steps."
-    if facts.get("parts"):  # what a run leaves
-        return "Trained by vlmzoo."
+    if facts.get("run") or facts.get("parts"):  # what a run leaves
+        steps = ((facts["run"] or {}).get("optim") or {}).get("steps")
+        return f"Trained by vlmzoo for {steps} steps." if steps else "Trained by vlmzoo."
     weighty = [row for row in table if row["parameters"]]
     random = [row["part"] for row in weighty if row["starts from"] == "random"]
     if len(random) == len(weighty):

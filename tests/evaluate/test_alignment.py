@@ -70,7 +70,9 @@ def test_the_worst_group() -> None:
         found.metrics["mean_per_group"] == pytest.approx((1 + 2 / 3) / 2)
         and "accuracy_top5" not in found.metrics
     )
-    assert [(line["group"], line["n"]) for line in found.table[:2]] == [("plain", 2), ("sketch", 3)]
+    assert [(line["by"], line["name"], line["n"]) for line in found.table] == [
+        ("style", "plain", 2), ("style", "sketch", 3), ("worst class", "a", 2), ("worst class", "b", 3),
+    ]  # fmt: skip
     with pytest.raises(
         ConfigError, match=r"tasks\.aligned\.groups: row 'p0' knows no 'styel'; did you mean 'style'"
     ):

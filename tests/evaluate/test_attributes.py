@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmzoo.data.scenes.draw import COLOURS, SHAPES
 from vlmzoo.data.scenes.source import ScenesConfig
+from vlmzoo.data.scenes.world import COLOURS, SHAPES
 from vlmzoo.evaluate.attributes import attribute_accuracy, binding_accuracy, said_pairs, said_words
 
 WORDS = {"colour": COLOURS, "shape": SHAPES}

@@ -26,8 +26,11 @@ class Result:
     Attributes:
         metrics: name to number, ``<name>_stderr`` beside accuracies. table: rows for people.
         samples: ``{"picture": PIL or path, "question", "truth", "answer", "right"}``, right and wrong ones; of
-            documents the picture is the last one and the question the whole prompt.
-        n: rows judged.
+            documents the picture is the last one and the question the whole prompt. Perhaps also a ``prompt``, the
+            text that the model saw, and a ``score``.
+        n: rows judged. curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
+            "series": {name: [[x, y] or [x, y, standard error], ...]}, "x", "y", "note"}``. Metrics named
+            ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
     """
 
     task: str
@@ -35,6 +38,7 @@ class Result:
     table: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     n: int = 0
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -94,7 +98,7 @@ def save_result(folder: str | Path, when: str, result: Result, model: str = "") 
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
-    tree = asdict(Result(result.task, result.metrics, result.table, [], result.n))
+    tree = asdict(Result(result.task, result.metrics, result.table, [], result.n, result.curves))
     for number, sample in enumerate(result.samples):
         picture = sample["picture"]
         if isinstance(picture, Image.Image):

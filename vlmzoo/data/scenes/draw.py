@@ -76,7 +76,7 @@ def draw(scene: Scene, size: int = 64, style: str = "plain") -> Image.Image:
 
 
 def blank(size: int = 64) -> Image.Image:
-    """A picture that says nothing: even grey, RGB, `size` x `size`."""
+    """A picture that says nothing: even grey, RGB, `size` x `size`. It is the same in every split."""
     return Image.new("RGB", (size, size), (128, 128, 128))
 
 

@@ -100,13 +100,18 @@ class Scene:
     @cached_property
     def pool(self) -> tuple[tuple[str, str], ...]:
         """The colour-shape pairs that this scene's split may name: CLASSES or NOVEL_CLASSES."""
-        return NOVEL_CLASSES if self.objects[0].kind in NOVEL_CLASSES else CLASSES
+        return classes_of(self.split)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """The end of an error message: what `word` may have meant, and what there is."""
     close = difflib.get_close_matches(str(word), known, n=1)
     return (f"did you mean '{close[0]}'? " if close else "") + f"There are: {', '.join(known)}"
+
+
+def classes_of(split: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of colour and shape that a split shows: CLASSES, or NOVEL_CLASSES."""
+    return NOVEL_CLASSES if split == "novel" else CLASSES
 
 
 def check_split(split: str) -> None:
@@ -167,7 +172,7 @@ def scene(
     rng = keyed(key, "scene")
     count = pick(rng, range(objects[0], min(objects[1], len(free)) + 1))
     cells = sorted(shuffled(rng, free)[:count])
-    pool = NOVEL_CLASSES if split == "novel" else CLASSES
+    pool = classes_of(split)
     kinds = _distinct(rng, _alike(keyed(key, "alike"), pool, alike, count) if alike else pool, count)
     placed = tuple(_object(rng, kind, divmod(cell, grid)) for kind, cell in zip(kinds, cells, strict=True))
     return Scene(placed, _background(rng), grid, key, split, plate)

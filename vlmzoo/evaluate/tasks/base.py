@@ -161,10 +161,9 @@ def answered(
         rows: what is asked. part: name of these answers among the finished ones. whole: rows are documents, gone
             on with where they end.
     """
-    tokenizer = job.processor.tokenizer
     options: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens, "do_sample": False, "num_beams": config.num_beams,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        **job.processor.endings(config.template, whole),
     }  # fmt: skip
     if config.min_new_tokens:
         options["min_new_tokens"] = config.min_new_tokens
