@@ -50,7 +50,7 @@ def card(run: RunFolder, one: Found, name: str, sample: dict[str, Any], said: st
 
     Args:
         one: the results that the sample stands in. name: how the picture is called to those who cannot see it.
-        said: what was answered, as HTML. marked: a class of the card.
+        said: what was answered, as HTML. marked: HTML that stands last on the card.
     """
     truth = short("" if sample.get("truth") is None else sample["truth"], MAX_WORDS)
     alt = f"Picture of {name}; the true answer is {short(truth, 200)}"
