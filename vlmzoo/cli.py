@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,11 +44,27 @@ class Layout(str, Enum):
     original_lora = "original-lora"
 
 
-class SceneLayout(str, Enum):
-    """Layouts that the embedded scenes can be written in."""
+class RowLayout(str, Enum):
+    """Layouts that rows can be written in."""
 
     llava = "llava"
     coco = "coco"
+    messages = "messages"
+    webdataset = "webdataset"
+    interleaved = "interleaved"
+    parquet = "parquet"
+    imagefolder = "imagefolder"
+
+
+LayoutOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of the layout: style=mmc4 (interleaved), shard_size=1000 (webdataset, parquet), "
+        "metadata=csv (imagefolder), prompt=... (llava, messages)",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -374,19 +390,84 @@ def push(
 @app.command()
 def scenes(
     folder: Annotated[Path, typer.Argument(help="A new folder")],
-    layout: Annotated[
-        SceneLayout, typer.Option(help="llava: questions and answers; coco: captions and boxes")
-    ] = SceneLayout.llava,
+    layout: Annotated[RowLayout, typer.Option(help="In which form")] = RowLayout.llava,
+    dataset: Annotated[str, typer.Option(help="An embedded data set (vlmzoo list datasets)")] = "scenes",
+    rows: Annotated[
+        str | None, typer.Option(help="Rows of the data set, for example captions, vqa, dialogue or labels")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or novel")] = "train",
-    length: Annotated[int, typer.Option(min=1, help="How many pictures")] = 100,
+    length: Annotated[int, typer.Option(min=1, help="How many rows")] = 100,
     seed: Annotated[int, typer.Option()] = 0,
-    size: Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels")] = 128,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the pictures in pixels; 128 by default")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Another field of the data set, for example shots=[2,4]"
+        ),
+    ] = None,
+    option: LayoutOptions = None,
 ) -> None:
-    """Write the embedded data set to disk: picture files and their json."""
-    from vlmzoo.data.scenes.disk import write
+    """Write an embedded data set to disk, in a layout that other programs read."""
+    from vlmzoo.data.scenes.disk import write_scenes
 
-    try:
-        write(folder, layout=layout.value, split=split, length=length, seed=seed, size=size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    print(f"{length} pictures and {layout.value}.json in {folder}")
+    given: dict[str, Any] = {"split": split, "length": length, "seed": seed}
+    given |= {key: value for key, value in (("rows", rows), ("size", size)) if value is not None}
+    if size is None and "size" in getattr(registry.lookup("datasets", dataset), "model_fields", ()):
+        given["size"] = 128
+    options = override({}, option or [])
+    with _progress(length) as progress:
+        written = write_scenes(
+            folder, layout.value, dataset, override(given, fields or []), options, progress
+        )
+    _show_written(written)
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A new folder")],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="kind=NAME [FIELD=VALUE ...]", help="What to read, as in a config's data section"
+        ),
+    ],
+    layout: Annotated[RowLayout, typer.Option(help="In which form to write it")],
+    option: LayoutOptions = None,
+) -> None:
+    """Write any data that a config can name in another layout, for example kind=llava path=my.json to parquet."""
+    from vlmzoo.config import part_config
+    from vlmzoo.data.layouts import write
+
+    source = part_config("datasets", override({}, data), "data").open()
+    with _progress(len(source)) as progress:
+        written = write(source, folder, layout.value, progress=progress, **override({}, option or []))
+    for name, reason in source.rejected[:5]:
+        print(f"not read: {name}: {reason}")
+    _show_written(written)
+
+
+@contextmanager
+def _progress(length: int) -> Iterator[Any]:
+    """A bar for the terminal, if the work is long enough to look at one."""
+    from tqdm import tqdm
+
+    with tqdm(total=length, unit="row", disable=None if length >= 1000 else True) as bar:
+        yield lambda done, total: bar.update(done - bar.n)
+
+
+def _show_written(written: Any) -> None:
+    """What was written, and how a config reads it."""
+    from vlmzoo.config import dump_yaml
+
+    print(
+        f"{written.pictures} pictures and {', '.join(written.files)} in {written.folder} ({written.rows} rows)"
+    )
+    if written.skipped:
+        name, reason = written.skipped[0]
+        print(f"{len(written.skipped)} rows left out (skipped.jsonl), the first {name}: {reason}")
+    print("a config reads it with\n  data:")
+    print(
+        f"    {{{', '.join(f'{key}: {dump_yaml(value).splitlines()[0]}' for key, value in written.config.items())}}}"
+    )

@@ -75,6 +75,12 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "scenes_demonstrations": Entry("vlmzoo.data.scenes.documents_source:DemonstrationsConfig", "demonstrations and a query: task recognition, or made-up words"),
         "llava": Entry("vlmzoo.data.sources:LlavaConfig", "LLaVA json: [{id, image, conversations}] beside picture files"),
         "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
+        "messages": Entry("vlmzoo.data.sources:MessagesConfig", "messages as TRL and chat templates have them, jsonl beside picture files"),
+        "interleaved": Entry("vlmzoo.data.sources:InterleavedConfig", "documents of texts and pictures: mmc4's or OBELICS' jsonl"),
+        "webdataset": Entry("vlmzoo.data.sources:WebdatasetConfig", "tar shards of key.jpg, key.txt, key.json"),
+        "parquet": Entry("vlmzoo.data.sources:ParquetConfig", "tables that hold their pictures, memory-mapped"),
+        "imagefolder": Entry("vlmzoo.data.sources:ImageFolderConfig", "folders of pictures by class, or with a metadata file"),
+        "csv": Entry("vlmzoo.data.sources:CsvConfig", "table of picture files with labels or captions"),
     },
     "tasks": {
         "zero_shot": Entry("vlmzoo.evaluate.tasks.alignment:ZeroShotConfig", "classification by similarity to class prompts (needs Aligns)"),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmzoo.data.scenes.world import PALETTE, SCALES, Object, Scene, near_rgb, pick
+from vlmzoo.data.scenes.chance import pick
+from vlmzoo.data.scenes.world import PALETTE, SCALES, Object, Scene, near_rgb
 
 
 def repainted(rng: random.Random, colour: str) -> dict[str, Any]:

@@ -223,4 +223,4 @@ def sample(
     entries = row["images"][-1:] if document else row["images"]
     picture = one_picture(entries, root) if entries else None
     shown = {"picture": picture, "question": question, "truth": truth, "answer": answer, "right": bool(right)}
-    return {**shown, **more}
+    return {"id": row["id"], **shown, **more}
