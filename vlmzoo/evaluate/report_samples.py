@@ -46,7 +46,12 @@ def _card(run: RunFolder, one: Found, place: int, sample: dict[str, Any]) -> str
 
 
 def card(run: RunFolder, one: Found, name: str, sample: dict[str, Any], said: str, marked: str = "") -> str:
-    """A sample's picture, question and truth, and under it what was answered, given as HTML."""
+    """A sample's picture, question and truth, and under it what was answered, as HTML.
+
+    Args:
+        one: the results that the sample stands in. name: how the picture is called to those who cannot see it.
+        said: what was answered, as HTML. marked: HTML that stands last on the card.
+    """
     truth = short("" if sample.get("truth") is None else sample["truth"], MAX_WORDS)
     alt = f"Picture of {name}; the true answer is {short(truth, 200)}"
     given = sample.get("picture")
