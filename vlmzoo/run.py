@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
@@ -49,7 +49,7 @@ OWN_FILES = (  # what --fresh removes from a run's folder
 
 
 class ProcessorOptions(Config):
-    """Text and picture processing.
+    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
 
     Attributes:
         tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
@@ -59,7 +59,7 @@ class ProcessorOptions(Config):
 
     tokenizer: str = "tiny"
     template: str = "short"
-    image_fit: str | None = None
+    image_fit: Literal["crop", "pad", "squash"] | None = None
     max_frames: PositiveInt | None = None
 
 
@@ -150,9 +150,13 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
         )  # fmt: skip
     if tree:
         raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
-    if config.processor is not None:
-        raise ConfigError(f"processor: a model that goes on from {source!r} brings its own")
+    given = config.processor or ProcessorOptions()
+    if "tokenizer" in given.model_fields_set:
+        raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
     model, processor = load(source)
+    if given.model_fields_set:
+        name = given.template if "template" in given.model_fields_set else None
+        processor = processor.changed(name, given.image_fit, given.max_frames)
     model.config.starts = dict.fromkeys(model.parts(), str(source))
     return model, processor
 

@@ -69,6 +69,29 @@ class Processor(ProcessorMixin):
             tree.pop(name, None)
         return tree
 
+    def changed(
+        self, template_name: str | None = None, image_fit: str | None = None, max_frames: int | None = None
+    ) -> Processor:
+        """The same processor with another template, fit of pictures or bound on frames; None keeps its own.
+
+        Raises:
+            ConfigError: no such template, or one whose control tokens the tokenizer lacks.
+        """
+        name = template_name or self.template
+        template(name).require_controls(self.tokenizer)
+        transform = replace(self.transform, fit=image_fit or self.transform.fit)  # type: ignore[arg-type]
+        return Processor(
+            transform.stock(),
+            self.tokenizer,
+            chat_template=self.chat_template if name == self.template else None,
+            image_tokens=self.image_tokens,
+            template=name,
+            max_length=self.max_length,
+            pad_to_max=self.pad_to_max,
+            frame_tokens=self.frame_tokens,
+            max_frames=max_frames or self.max_frames,
+        )
+
     @property
     def chat(self) -> Template:
         """The template in use."""
