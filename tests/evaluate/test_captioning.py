@@ -108,6 +108,8 @@ def test_coco_rows_of_one_picture_are_one_picture(tmp_path: Path) -> None:
 
 def test_mistakes() -> None:
     with pytest.raises(ConfigError, match=r"tasks\.said\.data: row 'scenes/test/0' has no caption"):
-        captioning(Speaker(describe), data={**DATA, "rows": "labels"})
+        captioning(
+            Speaker(describe), data={**{k: v for k, v in DATA.items() if k != "detail"}, "rows": "labels"}
+        )
     with pytest.raises(ValueError, match="not both"):
         captioning(Speaker(describe), prompt="x", prefix="y")

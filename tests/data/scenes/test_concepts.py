@@ -21,17 +21,17 @@ def close(found: int, share: float, total: int) -> bool:
 
 @pytest.mark.parametrize("split,exponent", [("train", 1.1), ("test", 0.0), ("novel", 2.0)])
 def test_counts_are_those_expected(split, exponent):
-    data = Concepts(split, length=4000, size=FEW, exponent=exponent)
+    data = Concepts(split, length=2000, size=FEW, exponent=exponent)
     frequencies = [concept["frequency"] for concept in data.concepts]
     assert sum(frequencies) == pytest.approx(1) and len(frequencies) == (16 if split == "novel" else 32)
     for rank, frequency in enumerate(frequencies, 1):
         assert frequency == pytest.approx(frequencies[0] * rank**-exponent)
-    rows = [data[i]["truth"] for i in range(4000)]
+    rows = [data[i]["truth"] for i in range(2000)]
     seen, named = Counter(row["concept"] for row in rows), Counter(row["name"] for row in rows)
     for concept in data.concepts:
-        assert close(seen[concept["name"]], concept["frequency"], 4000), concept
+        assert close(seen[concept["name"]], concept["frequency"], 2000), concept
         for name, share in concept["name_frequencies"].items():
-            assert close(named[name], concept["frequency"] * share, 4000), (concept, name)
+            assert close(named[name], concept["frequency"] * share, 2000), (concept, name)
 
 
 def test_names_mean_one_thing_and_are_no_other_words():

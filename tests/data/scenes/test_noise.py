@@ -110,3 +110,22 @@ def test_wrong_captions_are_a_pure_function():
 def test_options_that_rows_cannot_show_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ScenesConfig(**options).open()
+
+
+def test_known_rows_do_not_change_between_versions():
+    """What is written down in configs, reports and trained weights goes on meaning the same."""
+    assert s.Scenes(signs=1.0, size=8)[5]["truth"]["caption"] == (
+        "there are three shapes: a small brown cross at the top left, a small orange diamond at the bottom left and "
+        "a small cyan circle at the bottom right, and a sign that says VAN at the top right."
+    )
+    assert s.Scenes(noise=1.0, size=8)[5]["truth"]["caption"] == "some things."
+    assert (
+        s.Scenes(detail="count", size=8)[5]["truth"]["caption"] == "one triangle, one circle and one square."
+    )
+    assert (
+        s.Scenes(detail="relation", size=8)[5]["truth"]["caption"]
+        == "an orange diamond above a brown triangle."
+    )
+    assert s.Scenes(style=s.STYLES, size=8)[5]["truth"]["style"] == "outline"
+    assert s.Gallery(size=8)[5]["truth"]["caption"] == "a purple triangle above a pink square."
+    assert s.Concepts(size=8)[5]["truth"]["caption"] == "there is a small bozegu at the bottom left."

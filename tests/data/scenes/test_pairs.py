@@ -9,10 +9,11 @@ from collections import Counter, defaultdict
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vlmzoo.config import ConfigError, read_part
-from vlmzoo.data.scenes import CLASSES, COLOURS, NOVEL_CLASSES, SHAPES, SPLITS
+from vlmzoo.data.scenes import CLASSES, COLOURS, NOVEL_CLASSES, SHAPES, SPLITS, STYLES
 from vlmzoo.data.scenes.contrast import PAIR_KINDS
 from vlmzoo.data.scenes.pairs import SET, Pairs
 from vlmzoo.data.scenes.text import NUMBERS
@@ -196,6 +197,10 @@ def test_pure_and_splits_share_no_picture() -> None:
     forwards = [(digests(row), row["truth"]) for row in data]
     again = Pairs("val", length=40, size=24)
     assert [(digests(again[i]), again[i]["truth"]) for i in reversed(range(40))] == forwards[::-1]
+    for number, split in enumerate(SPLITS):  # by construction: every pixel says whose it is
+        for row in Pairs(split, length=8, size=16, style=STYLES):
+            blues = [np.asarray(entry["image"])[..., 2] for entry in row["images"]]
+            assert all((blue % 4 == number).all() for blue in blues)
     seen = {split: {d for row in Pairs(split, length=60, size=24) for d in digests(row)} for split in SPLITS}
     assert sum(map(len, seen.values())) == len(set.union(*seen.values()))
 

@@ -423,6 +423,21 @@ def test_labels_of_parquet(tmp_path: Path) -> None:
     assert source.class_names == [] and [source[i]["label"] for i in (0, 1)] == [10, 3]
 
 
+def test_a_named_text_column_goes_before_all_others(tmp_path: Path) -> None:
+    columns = {"image": cells(held(1)), "text": ["x"], "question": ["?"], "summary": ["short"]}
+    source = opened("parquet", table(tmp_path / "t.parquet", columns), text_column="summary")
+    assert words(source[0]) == [None, "short"]
+    (tmp_path / "t.csv").write_text("image,text,question,summary\na.png,x,?,short\n")
+    assert words(opened("csv", tmp_path / "t.csv", text_column="summary")[0]) == [None, "short"]
+    assert words(opened("csv", tmp_path / "t.csv")[0]) == [None, "?"]
+
+
+def test_a_table_of_texts_alone(tmp_path: Path) -> None:
+    source = opened("parquet", table(tmp_path / "t.parquet", {"text": ["a", "b", None]}))
+    assert [words(source[i]) for i in range(len(source))] == [["a"], ["b"]] and source[0]["images"] == []
+    assert source.rejected == [("2", "no picture")]
+
+
 def test_pictures_of_parquet_that_are_paths(tmp_path: Path) -> None:
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics" / "a.png").write_bytes(png(5))

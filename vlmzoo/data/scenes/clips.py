@@ -8,7 +8,7 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import PositiveInt
 
-from vlmzoo.config import Config, ConfigError
+from vlmzoo.config import Config
 from vlmzoo.data.scenes.alter import with_objects
 from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.clip_text import (
@@ -22,6 +22,7 @@ from vlmzoo.data.scenes.clip_text import (
     names,
 )
 from vlmzoo.data.scenes.documents import TRIES, Numbered
+from vlmzoo.data.scenes.documents_source import _opened
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, PASSING, TOGETHER, VERBS, Clip, State, clip
 from vlmzoo.data.scenes.rows import PICTURES, _asked, _text, _truth
@@ -297,7 +298,4 @@ class ClipsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        try:
-            return Clips(**self.model_dump(exclude={"kind"}))
-        except ValueError as error:
-            raise ConfigError(f"data: {error}") from None
+        return _opened(Clips, self)

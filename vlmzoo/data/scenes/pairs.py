@@ -7,10 +7,11 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import PositiveInt
 
-from vlmzoo.config import Config, ConfigError
+from vlmzoo.config import Config
 from vlmzoo.data.scenes.chance import keyed, shuffled
 from vlmzoo.data.scenes.contrast import Contrast, contrast, possible_kinds
 from vlmzoo.data.scenes.documents import Numbered
+from vlmzoo.data.scenes.documents_source import _opened
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.rows import _image, _text, _truth
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, YES_NO
@@ -156,7 +157,4 @@ class PairsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        try:
-            return Pairs(**self.model_dump(exclude={"kind"}))
-        except ValueError as error:
-            raise ConfigError(f"data: {error}") from None
+        return _opened(Pairs, self)

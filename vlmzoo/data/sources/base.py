@@ -123,8 +123,7 @@ def convert(
     A record's own ``id``, where it has one, stands for the name.
     """
     for number, record in records:
-        own = record.get("id") if isinstance(record, Mapping) else None
-        name = number if own in (None, "") else str(own)
+        name = record_name(record, number)
         try:
             row = to_row(record, name)
             check_row(row)
@@ -132,6 +131,12 @@ def convert(
             rejected.append((name, f"missing key {error}" if isinstance(error, KeyError) else str(error)))
         else:
             yield row
+
+
+def record_name(record: Any, number: str) -> str:
+    """A record's own ``id`` as text, or ``number`` where it has none."""
+    own = record.get("id") if isinstance(record, Mapping) else None
+    return number if own in (None, "") else str(own)
 
 
 def check_row(row: Row) -> None:

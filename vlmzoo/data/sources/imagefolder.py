@@ -19,7 +19,7 @@ from vlmzoo.data.sources.base import (
     picture_folder,
 )
 from vlmzoo.data.sources.records import read_records
-from vlmzoo.data.sources.shapes import row_of
+from vlmzoo.data.sources.shapes import SHAPES, row_of
 from vlmzoo.types import Row, RowError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"))
@@ -141,8 +141,10 @@ class _Table:
         def to_row(record: Any, name: str) -> Row:
             entry = picture_entry(record[columns["image"]])
             said = {key: value for key, value in record.items() if value not in (None, "")}
+            if self.told.get("text") is not None:  # a named column goes before any shape
+                said = {key: value for key, value in said.items() if key not in SHAPES}
             if columns["text"] is not None:
-                said["text"] = said.get(columns["text"])
+                said["text"] = record.get(columns["text"]) or None
             said["label"] = self._label(record, label, entry["path"])
             return row_of(said, name, self.kind, [entry], (), names)
 

@@ -20,13 +20,14 @@ from vlmzoo.data.sources.base import (
     none_usable,
     picture_entry,
     picture_folder,
+    record_name,
     video_entry,
 )
 from vlmzoo.data.sources.shapes import SHAPES, row_of
 from vlmzoo.types import Row
 
 PICTURE_COLUMNS = ("images", "image")  # tried in this order before the columns' types
-TEXT_COLUMNS = (*SHAPES, "completion", "answer", "truth", "id")
+OTHER_COLUMNS = ("completion", "answer", "truth", "id")
 
 
 class ParquetConfig(Config):
@@ -83,7 +84,10 @@ class ParquetRows:
         self.root, self.rejected = root, rejected
         self._pictures = _picture_column(table.features, config)
         self._renamed = _renamed(table.features, config)
-        wanted = [self._pictures, "videos", *self._renamed, *TEXT_COLUMNS]
+        wanted = {self._pictures, "videos", *OTHER_COLUMNS, *self._renamed}
+        wanted |= (
+            set() if config.text_column is not None else set(SHAPES)
+        )  # a named column goes before any shape
         table = table.select_columns([name for name in table.column_names if name in wanted])
         self.class_names = _class_names(table, config, self._renamed, root)
         self._table = table.with_format("arrow")
@@ -99,7 +103,7 @@ class ParquetRows:
     def __getitem__(self, index: int) -> Row:
         place = int(self._index[index])
         record = self._table[place : place + 1].to_pylist()[0]
-        return self._row(record, str(record.get("id") if record.get("id") is not None else place))
+        return self._row(record, record_name(record, str(place)))
 
     def _records(self) -> Iterator[tuple[str, Any]]:
         """All records, pictures without their bytes."""
@@ -114,10 +118,7 @@ class ParquetRows:
                     record[name] = entry
             for place, record in enumerate(records, start):
                 self._seen = place
-                yield (
-                    str(place),
-                    {key: value for key, value in record.items() if key != "id" or value is not None},
-                )
+                yield str(place), record
 
     def _row(self, record: Mapping[str, Any], name: str) -> Row:
         record = {self._renamed.get(key, key): value for key, value in record.items()}

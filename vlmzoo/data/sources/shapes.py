@@ -54,9 +54,9 @@ def row_of(
     """A row from a record of any shape and the entries of its pictures and videos.
 
     Args:
-        name, source: the row's id and what kind of file it is from. pictures, videos: undecoded, in reading order.
-        class_names: what labels are told by. text_alone: take a text without a picture as a row; elsewhere its picture
-            is missing.
+        name, source: the row's id and where it is from. pictures, videos: undecoded entries in reading order.
+        class_names: what a label that is a word counts. text_alone: a text without a picture is a row; elsewhere its
+            picture is missing.
 
     Raises:
         RowError: places and pictures differ in number, or a piece of the record is malformed.

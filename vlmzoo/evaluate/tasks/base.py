@@ -184,9 +184,14 @@ def truth_of(row: Row) -> dict[str, Any]:
 
 
 def references_of(row: Row) -> list[str]:
-    """The captions that are right for a row, without repeats: its ``captions``, or else its caption or answer."""
+    """The captions that are right for a row, without repeats: its own, then its picture's others; or else its answer.
+
+    A caption that is wrong on purpose (``truth["noise"]``) is none of them.
+    """
     truth = truth_of(row)
-    found = truth.get("captions") or [truth.get("caption") or truth.get("answer")]
+    own = [] if truth.get("noise") else [truth.get("caption")]
+    found = [*own, *(truth.get("captions") or ())]
+    found = found if any(found) else [truth.get("answer")]
     return list(dict.fromkeys(str(text) for text in found if text))
 
 
