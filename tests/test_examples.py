@@ -38,6 +38,11 @@ PROMISED = {  # what each must print, as patterns
     ],
     "write_a_connector.py": [r"connector +pooled", "'kind': 'pooled', 'window': 2", "takes 2 places"],
     "write_an_objective.py": [r"captions/language \d", r"questions/focal \d"],
+    "evaluate_my_folder.py": [
+        r"120 pictures: [01]\.\d+ right",
+        "guessing would be 0.12",
+        r"zero-shot/folder\.json",
+    ],
     "few_shot_prompts.py": ["random weights", r"0 demonstrations: 0\.\d+ right of 3", "4 demonstrations"],
     "export_and_load.py": [r"differ by at most \d", "stock transformers: '"],
 }
