@@ -53,7 +53,10 @@ def row_of(
 ) -> Row:
     """A row from a record of any shape and the entries of its pictures and videos.
 
-    ``text_alone`` takes a text without a picture as a row; elsewhere its picture is missing.
+    Args:
+        name, source: the row's id and where it is from. pictures, videos: undecoded entries in reading order.
+        class_names: what a label that is a word counts. text_alone: a text without a picture is a row; elsewhere its
+            picture is missing.
 
     Raises:
         RowError: places and pictures differ in number, or a piece of the record is malformed.
