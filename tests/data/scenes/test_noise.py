@@ -103,6 +103,8 @@ def test_wrong_captions_are_a_pure_function():
         ({"detail": "full", "rows": "labels"}, "detail is for rows captions"),
         ({"kinds": ("colour",), "rows": "captions"}, "kinds is for rows vqa or dialogue"),
         ({"detail": "relation", "objects": (1, 1)}, "it takes two"),
+        ({"rows": "dialogue", "kinds": ("text",)}, "kinds holds text, but signs is 0"),
+        ({"rows": "vqa", "kinds": ("text",), "objects": (4, 4)}, "beside a sign there is room for 3"),
         ({"detail": "relations"}, "did you mean 'relation'"),
         ({"rows": "vqa", "kinds": ("colour_counts",)}, "did you mean 'colour_count'"),
     ],

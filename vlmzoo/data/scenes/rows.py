@@ -104,7 +104,10 @@ class Scenes:
                 raise ValueError(f"{what} is {number}; it is at least {low}")
         if not 0 <= signs <= 1:
             raise ValueError(f"signs is {signs}; it is a share from 0 to 1")
-        check_layout(objects, grid, sign=signs > 0)
+        asks_for_text = "text" in (kinds or ())
+        check_layout(objects, grid, sign=signs > 0 or asks_for_text)
+        if asks_for_text and rows == "dialogue" and not signs:
+            raise ValueError("kinds holds text, but signs is 0: no conversation could ask for it")
         _check_use(rows, detail != "any", kinds is not None, noise > 0)
         if detail == "relation" and objects[1] < 2:
             raise ValueError(f"detail is relation, but objects is {objects}: it takes two to be related")
@@ -145,17 +148,18 @@ class Scenes:
         wanted = self._kind(index) if self.rows == "vqa" else self.detail if self.rows == "captions" else ""
         fewest, most = self.objects
         key = scene_key(self.seed, self.split, name)
-        alike = {"colour_count": "colour", "shape_count": "shape"}.get(wanted)
+        alike: str | None = {"colour_count": "colour", "shape_count": "shape"}.get(wanted)
+        if self.rows == "captions" and wanted == "count":
+            alike = pick(keyed(key, "alike"), ("colour", "shape"))
+        signed = self.signs > 0 and keyed(key, "signed").random() < self.signs
         return scene(
             self.seed,
             self.split,
             name,
             objects=(max(2, fewest) if wanted == "relation" else fewest, most),
             grid=self.grid,
-            sign=wanted == "text" or (self.signs > 0 and keyed(key, "signed").random() < self.signs),
-            alike=pick(keyed(key, "alike"), ("colour", "shape"))
-            if wanted == "count" and self.rows == "captions"
-            else alike,
+            sign=signed or wanted == "text",
+            alike=alike,
         )
 
     def _kind(self, index: int) -> str:
