@@ -34,6 +34,7 @@ from quickstart_report import (
     export_table,
     llava_table,
     pages,
+    shots_chart,
     shots_table,
 )
 
@@ -227,7 +228,7 @@ def main() -> None:
         pages(SCRATCH),
         title="vlmzoo quickstart",
         lead=lead,
-        tables=[*tables, exported],
+        tables=[*tables, shots_chart(), exported],
         next_steps=steps,
     )
     say(tables)

@@ -10,7 +10,7 @@ from typing import Any
 from vlmzoo.data.scenes import COLOURS, SHAPES, SIZES
 from vlmzoo.data.scenes.demonstrations import OFF_TASK
 from vlmzoo.data.scenes.text import PLACES
-from vlmzoo.evaluate.report import RunPage, Table
+from vlmzoo.evaluate.report import Chart, RunPage, Table
 
 OUT = Path("runs/quickstart")
 CLIP, STAGE_0, STAGE_1, LLAVA, BLIND, EXPORT, LANGUAGE, FLAMINGO = (
@@ -81,7 +81,7 @@ def caption_table() -> Table:
     ]  # fmt: skip
     note = (
         f"What captions of {found['n']} test pictures get right; the language model is frozen and was trained on text "
-        "alone. Of two shapes such a short training mostly names one, twice."
+        "alone. Of two shapes such a short training often names one twice; three times as long, it names both."
     )
     return Table("Flamingo: captions", rows, note)
 
@@ -106,6 +106,18 @@ def shots_table() -> Table:
         "Without examples nobody can know what is asked, and the model answers with a caption."
     )
     return Table("Flamingo: a task told by examples alone", [*ordered, best], note)
+
+
+def shots_chart() -> Chart:
+    """The same as curves."""
+    found = result(FLAMINGO, "after", "few_shot")["table"]
+    series: dict[str, list[list[float]]] = {}
+    for line in found:
+        if line["task"] != "all":
+            series.setdefault(line["task"], []).append([line["shots"], line["accuracy"], line["stderr"]])
+    counts = sorted({line["shots"] for line in found} - {0})
+    series["counting votes"] = [[shots, votes(shots)] for shots in counts]
+    return Chart("Flamingo: accuracy by examples", series, x="examples before the query", y="accuracy")
 
 
 def examples(shots: int) -> str:
