@@ -70,7 +70,9 @@ class Template:
         """
         absent = [word for word in self.controls if word not in tokenizer.get_vocab()]
         if absent:
-            raise ConfigError(f"template: {self.name} needs {absent[0]} as a token, which this tokenizer lacks")
+            raise ConfigError(
+                f"template: {self.name} needs {absent[0]} as a token, which this tokenizer lacks"
+            )
 
     def segments(self, parts: Sequence[Part], prompt: bool = False) -> list[Segment]:
         """The segments of a row's parts, the begin token first.

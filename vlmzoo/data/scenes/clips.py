@@ -22,10 +22,11 @@ from vlmzoo.data.scenes.clip_text import (
     names,
 )
 from vlmzoo.data.scenes.documents import TRIES, Numbered
-from vlmzoo.data.scenes.documents_source import _opened
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, PASSING, TOGETHER, VERBS, Clip, State, clip
-from vlmzoo.data.scenes.rows import PICTURES, _asked, _text, _truth
+from vlmzoo.data.scenes.parts import question_truth, scene_truth, text_part
+from vlmzoo.data.scenes.rows import PICTURES
+from vlmzoo.data.scenes.source import opened
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, NUMBERS, Question
 from vlmzoo.data.scenes.world import check_layout, nearest
 
@@ -149,14 +150,14 @@ class Clips(Numbered):
         said = clip_captions(shown)
         text = pick(keyed(shown.scene.key, "clip caption"), said)
         return {
-            "parts": [_video("text"), _text("text", text)],
+            "parts": [_video("text"), text_part("text", text)],
             "truth": {"caption": text, "captions": said},
         }
 
     def _questioned(self, asked: Question) -> Row:
         prompt = f"\n{FORMAT_PROMPT}" if self.format_prompt else ""
-        said = [_text("user", asked.question + prompt), _text("assistant", asked.answer)]
-        return {"parts": [_video("user"), *said], "truth": _asked(asked)}
+        said = [text_part("user", asked.question + prompt), text_part("assistant", asked.answer)]
+        return {"parts": [_video("user"), *said], "truth": question_truth(asked)}
 
     def _frames(self, index: int, shown: Clip) -> list[Image.Image]:
         if self.pictures == "blank":
@@ -252,7 +253,7 @@ def _told(shown: Clip) -> Row:
     """What is in a clip and what happens in it, as plain data; events in the order in which they happen."""
     called = names(shown)
     return {
-        "objects": _truth(with_objects(shown.scene, shown.start.objects))["objects"],
+        "objects": scene_truth(with_objects(shown.scene, shown.start.objects))["objects"],
         "start": _there(shown, shown.start),
         "end": _there(shown, shown.end),
         "events": [
@@ -271,7 +272,7 @@ def _told(shown: Clip) -> Row:
 
 def _there(shown: Clip, state: State) -> list[Row]:
     objects = [state.objects[i] for i in state.present]
-    return _truth(with_objects(shown.scene, objects))["objects"]
+    return scene_truth(with_objects(shown.scene, objects))["objects"]
 
 
 class ClipsConfig(Config):
@@ -298,4 +299,4 @@ class ClipsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        return _opened(Clips, self)
+        return opened(Clips, self)

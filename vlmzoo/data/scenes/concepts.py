@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from vlmzoo.config import Config, ConfigError
+from vlmzoo.config import Config
 from vlmzoo.data.scenes.alter import recast, with_objects
 from vlmzoo.data.scenes.chance import keyed, pick, shuffled
 from vlmzoo.data.scenes.documents import Interleaved
-from vlmzoo.data.scenes.rows import Row, _image, _text, _truth
+from vlmzoo.data.scenes.parts import Row, image_part, scene_truth, text_part
+from vlmzoo.data.scenes.source import opened
 from vlmzoo.data.scenes.text import CLASS_TEMPLATES, captions, with_article
 from vlmzoo.data.scenes.world import CLASSES, NOVEL_CLASSES, Scene, check_layout, classes_of, nearest, scene
 
@@ -171,20 +172,20 @@ class Concepts(Interleaved):
         number = self._concept(key, index)
         concept, shown = self._concepts[number], self.scene(index)
         truth: Row = {"concept": concept.name, "name": None}
-        parts = [_image("text")]
+        parts = [image_part("text")]
         if self.rows == "captions":
             name = concept.synonyms[_draw(key, "name", list(itertools.accumulate(concept.name_frequencies)))]
             said = [_called(text, shown.objects[0].name, name) for text in captions(shown)]
             text = pick(keyed(key, "caption"), said)
             truth |= {"name": name, "caption": text, "captions": said, "noise": None}
-            parts.append(_text("text", text))
+            parts.append(text_part("text", text))
         return {
             "images": [{"image": self.image(index, 0, shown)}],
             "parts": parts,
             "label": number if self.rows == "labels" else None,
             "id": f"{self.name}/{self.split}/{index}",
             "source": self.name,
-            "truth": truth | _truth(shown, self.style(index)),
+            "truth": truth | scene_truth(shown, self.style(index)),
         }
 
     def scene(self, index: int) -> Scene:
@@ -232,7 +233,4 @@ class ConceptsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        try:
-            return Concepts(**self.model_dump(exclude={"kind"}))
-        except ValueError as error:
-            raise ConfigError(f"data: {error}") from None
+        return opened(Concepts, self)

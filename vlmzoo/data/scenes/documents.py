@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from vlmzoo.data.scenes.draw import check_styles, draw, style_of
-from vlmzoo.data.scenes.rows import _image, _text, _truth
+from vlmzoo.data.scenes.parts import image_part, scene_truth, text_part
 from vlmzoo.data.scenes.sentences import ATTRIBUTES, ORDINALS, Sentence, reference
 from vlmzoo.data.scenes.text import caption
 from vlmzoo.data.scenes.world import Scene, check_layout, check_split, keyed, pick, scene
@@ -101,11 +101,11 @@ class Interleaved(Numbered):
         things = [
             {**thing, "picture": number}
             for number, shown in enumerate(scenes)
-            for thing in _truth(shown)["objects"]
+            for thing in scene_truth(shown)["objects"]
         ]
         return {
             "images": [{"image": self.image(index, slot, shown)} for slot, shown in enumerate(scenes)],
-            "parts": [part for text in texts for part in (_image("text"), _text("text", text))],
+            "parts": [part for text in texts for part in (image_part("text"), text_part("text", text))],
             "label": None,
             "id": f"{self.name}/{self.split}/{index}",
             "source": self.name,

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import PositiveInt
 
-from vlmzoo.config import Config, ConfigError
+from vlmzoo.config import Config
 from vlmzoo.data.scenes.demonstrations import Demonstrations
 from vlmzoo.data.scenes.documents import Documents
+from vlmzoo.data.scenes.source import opened
 from vlmzoo.data.scenes.texts import Texts
-
-
-def _opened(make: Callable[..., Any], options: Config) -> Any:
-    try:
-        return make(**options.model_dump(exclude={"kind"}))
-    except ValueError as error:
-        raise ConfigError(f"data: {error}") from None
 
 
 class TextConfig(Config):
@@ -38,7 +31,7 @@ class TextConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        return _opened(Texts, self)
+        return opened(Texts, self)
 
 
 class DocumentsConfig(Config):
@@ -61,7 +54,7 @@ class DocumentsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        return _opened(Documents, self)
+        return opened(Documents, self)
 
 
 class DemonstrationsConfig(Config):
@@ -89,4 +82,4 @@ class DemonstrationsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        return _opened(Demonstrations, self)
+        return opened(Demonstrations, self)

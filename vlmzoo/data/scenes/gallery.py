@@ -14,11 +14,12 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from vlmzoo.config import Config, ConfigError
+from vlmzoo.config import Config
 from vlmzoo.data.scenes.alter import recast, resized, with_objects
 from vlmzoo.data.scenes.chance import keyed, pick, shuffled
 from vlmzoo.data.scenes.documents import Interleaved
-from vlmzoo.data.scenes.rows import Row, _image, _text, _truth
+from vlmzoo.data.scenes.parts import Row, image_part, scene_truth, text_part
+from vlmzoo.data.scenes.source import opened
 from vlmzoo.data.scenes.text import with_article
 from vlmzoo.data.scenes.world import (
     COLOURS,
@@ -106,11 +107,11 @@ class Gallery(Interleaved):
         truth = {"caption": texts[0], "captions": texts, "noise": None, "group": group, "member": member}
         return {
             "images": [{"image": self.image(index, 0, shown)}],
-            "parts": [_image("text"), _text("text", texts[0])],
+            "parts": [image_part("text"), text_part("text", texts[0])],
             "label": None,
             "id": f"{self.name}/{self.split}/{index}",
             "source": self.name,
-            "truth": truth | _truth(shown, self.style(index)),
+            "truth": truth | scene_truth(shown, self.style(index)),
         }
 
     def _written(self, index: int) -> tuple[Scene, list[str]]:
@@ -190,7 +191,4 @@ class GalleryConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        try:
-            return Gallery(**self.model_dump(exclude={"kind"}))
-        except ValueError as error:
-            raise ConfigError(f"data: {error}") from None
+        return opened(Gallery, self)

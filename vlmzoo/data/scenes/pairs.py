@@ -11,9 +11,9 @@ from vlmzoo.config import Config
 from vlmzoo.data.scenes.chance import keyed, shuffled
 from vlmzoo.data.scenes.contrast import Contrast, contrast, possible_kinds
 from vlmzoo.data.scenes.documents import Numbered
-from vlmzoo.data.scenes.documents_source import _opened
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
-from vlmzoo.data.scenes.rows import _image, _text, _truth
+from vlmzoo.data.scenes.parts import image_part, scene_truth, text_part
+from vlmzoo.data.scenes.source import opened
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, YES_NO
 from vlmzoo.data.scenes.world import Scene, check_layout, nearest
 
@@ -91,17 +91,17 @@ class Pairs(Numbered):
         question = f"Is it true that {found.statement}?"
         asked = question if self.form == "question" else f"{found.statement}."
         prompt = f"\n{FORMAT_PROMPT}" if self.format_prompt else ""
-        sides = {name: _truth(shown)["objects"] for name, shown in (("left", left), ("right", right))}
+        sides = {name: scene_truth(shown)["objects"] for name, shown in (("left", left), ("right", right))}
         return {
             "images": [
                 {"image": self._picture(side, shown, style)}
                 for side, shown in (("left", left), ("right", right))
             ],
             "parts": [
-                _image("user"),
-                _image("user"),
-                _text("user", asked + prompt),
-                _text("assistant", answer),
+                image_part("user"),
+                image_part("user"),
+                text_part("user", asked + prompt),
+                text_part("assistant", answer),
             ],
             "label": int(true),
             "id": f"{self.name}/{self.split}/{index}",
@@ -157,4 +157,4 @@ class PairsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        return _opened(Pairs, self)
+        return opened(Pairs, self)

@@ -5,30 +5,25 @@ world.py, how it is painted in draw.py, what is said of it in text.py; disk.py w
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from PIL import Image
 
 from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.noise import NOISES, check_noises, wrong_caption
+from vlmzoo.data.scenes.parts import Row, image_part, question_truth, scene_truth, text_part
 from vlmzoo.data.scenes.text import (
     FORMAT_PROMPT,
     KINDS,
     MORE_KINDS,
     Question,
-    boxes,
     captions,
     conversation,
     count_captions,
-    place,
     questions,
     relation_captions,
-    sign_place,
 )
 from vlmzoo.data.scenes.world import Scene, check_layout, check_split, nearest, scene, scene_key
-
-Row = dict[str, Any]
 
 ROWS = ("captions", "vqa", "dialogue", "labels")
 PICTURES = ("drawn", "blank", "swapped")
@@ -128,7 +123,7 @@ class Scenes:
         """Row `index` (0 to length - 1); raises IndexError outside."""
         shown = self.scene(index)
         row = _BUILDERS[self.rows](self, index, shown)
-        row["truth"] |= _truth(shown, style_of(shown.key, self.styles))
+        row["truth"] |= scene_truth(shown, style_of(shown.key, self.styles))
         return {
             "images": [{"image": self._picture(index, shown)}],
             "label": None,
@@ -182,26 +177,29 @@ class Scenes:
             kind = pick(rng, self.noise_kinds)
             text, wrong = wrong_caption(shown, say, number, kind, lambda name: self._scene(index, name))
         return {
-            "parts": [_image("text"), _text("text", text)],
+            "parts": [image_part("text"), text_part("text", text)],
             "truth": {"caption": text, "captions": list(dict.fromkeys(true)), "noise": wrong},
         }
 
     def _labels(self, index: int, shown: Scene) -> Row:
-        return {"parts": [_image("text")], "label": shown.pool.index(shown.objects[0].kind), "truth": {}}
+        return {"parts": [image_part("text")], "label": shown.pool.index(shown.objects[0].kind), "truth": {}}
 
     def _vqa(self, index: int, shown: Scene) -> Row:
         asked = pick(keyed(shown.key, "vqa"), questions(shown, [self._kind(index)]))
-        return {"parts": self._turns([asked]), "truth": _asked(asked)}
+        return {"parts": self._turns([asked]), "truth": question_truth(asked)}
 
     def _dialogue(self, index: int, shown: Scene) -> Row:
         asked = conversation(shown, self.turns, self.kinds)
-        return {"parts": self._turns(asked), "truth": {"questions": [_asked(question) for question in asked]}}
+        return {
+            "parts": self._turns(asked),
+            "truth": {"questions": [question_truth(question) for question in asked]},
+        }
 
     def _turns(self, asked: Sequence[Question]) -> list[Row]:
-        parts = [_image("user")]
+        parts = [image_part("user")]
         for number, question in enumerate(asked):
             prompt = f"\n{FORMAT_PROMPT}" if self.format_prompt and number == 0 else ""
-            parts += [_text("user", question.question + prompt), _text("assistant", question.answer)]
+            parts += [text_part("user", question.question + prompt), text_part("assistant", question.answer)]
         return parts
 
 
@@ -245,38 +243,3 @@ def _check_kinds(kinds: Sequence[str] | None, most: int, signs: float) -> tuple[
         if kind not in possible:
             raise ValueError(f"unknown kind '{kind}': {nearest(kind, possible)}")
     return tuple(kinds or [kind for kind in possible if kind in KINDS or (kind == "text" and signs > 0)])
-
-
-def _image(role: str) -> Row:
-    return {"role": role, "type": "image", "text": None}
-
-
-def _text(role: str, text: str) -> Row:
-    return {"role": role, "type": "text", "text": text}
-
-
-def _asked(question: Question) -> Row:
-    return {
-        "kind": question.kind,
-        "question": question.question,
-        "answer": question.answer,
-        "choices": list(question.choices),
-    }
-
-
-def _truth(shown: Scene, style: str = "plain") -> Row:
-    """What is in a scene and how it is drawn, as plain data."""
-    things = [
-        {
-            "name": thing.name,
-            "colour": thing.colour,
-            "shape": thing.shape,
-            "size": thing.size,
-            "place": place(thing, shown.grid),
-            "box": list(edges),
-        }
-        for thing, (_, edges) in zip(shown.objects, boxes(shown), strict=True)
-    ]
-    plate = shown.sign
-    sign = plate and {"text": plate.text, "place": sign_place(plate, shown.grid), "box": list(plate.box)}
-    return {"objects": things, "count": len(things), "sign": sign, "style": style}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import PositiveInt
 
@@ -12,6 +13,20 @@ from vlmzoo.data.scenes.noise import NOISES
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import ANSWERS, CLASS_TEMPLATES, with_article
 from vlmzoo.data.scenes.world import COLOURS, SHAPES, SIZES, classes_of
+
+T = TypeVar("T")
+
+
+def opened(make: Callable[..., T], options: Config) -> T:
+    """The data set that a config describes.
+
+    Raises:
+        ConfigError: an unknown name or a number out of its range.
+    """
+    try:
+        return make(**options.model_dump(exclude={"kind"}))
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from None
 
 
 class ScenesSource(Scenes):
@@ -63,7 +78,4 @@ class ScenesConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        try:
-            return ScenesSource(**self.model_dump(exclude={"kind"}))
-        except ValueError as error:
-            raise ConfigError(f"data: {error}") from None
+        return opened(ScenesSource, self)

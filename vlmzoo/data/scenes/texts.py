@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from vlmzoo.data.scenes.demonstrations import TASKS, Demonstrations
 from vlmzoo.data.scenes.documents import Documents, Numbered, Row
-from vlmzoo.data.scenes.rows import _text
+from vlmzoo.data.scenes.parts import text_part
 from vlmzoo.data.scenes.text import captions, questions
 from vlmzoo.data.scenes.world import check_layout, keyed, nearest, pick
 
@@ -54,7 +54,7 @@ class Texts(Numbered):
         key, kind = self.key(index), self.kinds[index % len(self.kinds)]
         return {
             "images": [],
-            "parts": [_text("text", KINDS[kind](self, index, key))],
+            "parts": [text_part("text", KINDS[kind](self, index, key))],
             "label": None,
             "id": f"{self.name}/{self.split}/{index}",
             "source": self.name,
