@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench gallery docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,5 +30,16 @@ bench: $(VENV)/.installed  ## speed and memory as ratios against stock transform
 	$(BIN)/python benchmarks/llava_step.py
 	$(BIN)/python benchmarks/image_pipeline.py
 
+gallery: $(VENV)/.installed  ## the pictures of the README; those of trained models need make quickstart first
+	$(BIN)/python examples/gallery.py
+
+docs: $(VENV)/.installed-docs  ## guide and API reference in docs/site, to open in a browser
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/mkdocs.yml
+	@echo "open docs/site/index.html"
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf runs docs/site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

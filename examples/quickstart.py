@@ -1,8 +1,8 @@
 """The main job, end to end, offline, in minutes on two cores: `make quickstart` runs this.
 
-A contrastive encoder (shipped trained; FROM_SCRATCH=1 trains it here), a LLaVA on it in two stages, the same LLaVA
-without pictures as a control, evaluation, export to stock transformers, and a report to look at. Every command it
-runs is shown, so that each can be run by hand.
+A contrastive encoder (shipped trained; FROM_SCRATCH=1 trains it here), a LLaVA on it in stages, the same LLaVA
+without pictures as a control, a Flamingo on the same encoder, evaluation, export to stock transformers, and a report
+to look at. Every command it runs is shown, so that each can be run by hand.
 """
 
 from __future__ import annotations
@@ -11,19 +11,36 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from quickstart_report import (
+    BLIND,
+    CLIP,
+    EXPORT,
+    FLAMINGO,
+    LANGUAGE,
+    LLAVA,
+    OUT,
+    STAGE_0,
+    STAGE_1,
+    caption_table,
+    encoder_table,
+    export_table,
+    llava_table,
+    pages,
+    shots_chart,
+    shots_table,
+)
 
 from vlmzoo.config import located
-from vlmzoo.evaluate.report import RunPage, Table, write_report
+from vlmzoo.evaluate.report import Table, write_report
 
-OUT = Path("runs/quickstart")
-CLIP, STAGE_0, STAGE_1, LLAVA, BLIND, EXPORT = (
-    OUT / name for name in ("clip", "llava-stage0", "llava-stage1", "llava", "llava-text-only", "llava-hf")
-)
 SCRATCH = os.environ.get("FROM_SCRATCH", "0") not in ("", "0")
 EXTRA = shlex.split(os.environ.get("QUICKSTART_OVERRIDES", ""))  # for the tests: fewer steps
 LAUNCH = ["accelerate", "launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -58,6 +75,30 @@ def run(command: list[str]) -> None:
         sys.exit(f"\nquickstart stopped: the command above failed\n  {shlex.join(command)}")
 
 
+@contextmanager
+def beside(what: str, folder: Path, *commands: list[str]) -> Iterator[None]:
+    """Run commands one after the other in the background while the block runs; stop everything if one fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "output.log"
+    print(f"\nIn the background, {what} (output: {log}):")
+    for command in commands:
+        show(command)
+    line = " && ".join(map(shlex.join, commands))
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            line, shell=True, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
+        )
+        try:
+            yield
+            if process.poll() is None:
+                print(f"\nwaiting for {what} to end ...", flush=True)
+            if process.wait():
+                sys.exit(f"quickstart stopped: {what} failed, see {log}")
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+
+
 def cpu_only() -> bool:
     import torch
 
@@ -85,25 +126,31 @@ def encoder() -> str:
     return source
 
 
-def llava(vision: str) -> None:
-    """Stage 0 (the language model learns to speak), 1 (connector), then 2 beside its control, one process each."""
+def flamingo(vision: str) -> list[list[str]]:
+    """The commands of Flamingo: a language model on text alone, then what lets it see, both towers frozen."""
+    return [
+        train("configs/flamingo/tiny_language.yaml", f"out={LANGUAGE}"),
+        train(
+            "configs/flamingo/tiny.yaml", f"model.vision.from={vision}", f"model.language.from={LANGUAGE}", f"out={FLAMINGO}",
+        ),
+    ]  # fmt: skip
+
+
+def llava_first(vision: str) -> None:
+    """LLaVA's stage 0 (the language model learns to speak) and 1 (connector)."""
     run(train("configs/llava/tiny_stage0.yaml", f"model.vision.from={vision}", f"out={STAGE_0}"))
     run(train("configs/llava/tiny_stage1.yaml", f"model.from={STAGE_0}", f"out={STAGE_1}"))
+
+
+def llava() -> None:
+    """LLaVA's stage 2 beside its control without pictures, one process each."""
     blind = train(
         "configs/llava/tiny.yaml", f"model.from={STAGE_1}", f"out={BLIND}", "streams.questions.data.pictures=blank",
         "streams.captions.data.pictures=blank",
         "evaluate.tasks.vqa.data.pictures=blank", "evaluate.tasks.vqa.swap=false", "evaluate.before=false",
     )  # fmt: skip
-    BLIND.mkdir(parents=True, exist_ok=True)
-    log = BLIND / "output.log"
-    print(f"\nIn the background, the same model, rows and steps without pictures (its output: {log}):")
-    show(blind)
-    with log.open("w") as out, subprocess.Popen(blind, env=ENVIRONMENT, stdout=out, stderr=out) as control:
+    with beside("the same model, rows and steps without pictures", BLIND, blind):
         run(train("configs/llava/tiny.yaml", f"model.from={STAGE_1}", f"out={LLAVA}"))
-        if control.poll() is None:
-            print("\nwaiting for the control without pictures to end ...", flush=True)
-        if control.wait():
-            sys.exit(f"quickstart stopped: the control failed, see {log}")
 
 
 def export() -> Table:
@@ -139,84 +186,52 @@ def export() -> Table:
     ]
     for row in rows:
         print("  {question}  ->  {stock transformers says}  (true: {true answer})".format(**row))
-    return Table("The export, asked by stock transformers alone", rows)
+    return export_table(rows)
 
 
-def result(folder: Path, when: str, task: str) -> dict[str, Any]:
-    return json.loads((folder / "results" / when / f"{task}.json").read_text(encoding="utf-8"))
-
-
-def tables() -> list[Table]:
-    """Headline numbers: the encoder, and LLaVA by kind of question beside its controls."""
-    zero, pairs = result(CLIP, "after", "zero_shot")["metrics"], result(CLIP, "after", "retrieval")["metrics"]
-    encoder_rows = [
-        {"measure": "zero-shot accuracy, 64 classes", "value": zero["accuracy"], "chance": zero["chance"]},
-        {"measure": "picture to text R@1", "value": pairs["image_to_text_r1"], "chance": pairs["chance_r1"]},
-        {"measure": "text to picture R@1", "value": pairs["text_to_image_r1"], "chance": pairs["chance_r1"]},
-    ]
-    before, after, blind = (
-        result(folder, when, "vqa")
-        for folder, when in ((LLAVA, "before"), (LLAVA, "after"), (BLIND, "after"))
-    )
-    without = {row["kind"]: row["accuracy"] for row in blind["table"]}
-    untrained = {row["kind"]: row["accuracy"] for row in before["table"]}
-    rows = [
-        {
-            "kind": row["kind"], "LLaVA": row["accuracy"], "before training": untrained[row["kind"]],
-            "text-only control": without[row["kind"]], "pictures swapped": row["swapped"], "chance": row["chance"],
-        }
-        for row in after["table"]
-    ]  # fmt: skip
-    whole = {
-        "kind": "all", "LLaVA": after["metrics"]["accuracy"], "before training": before["metrics"]["accuracy"],
-        "text-only control": blind["metrics"]["accuracy"], "pictures swapped": after["metrics"]["accuracy_swapped"],
-        "chance": after["metrics"]["chance"],
-    }  # fmt: skip
-    note = f"Accuracy of short answers on {after['n']} test questions; the control is the same model, rows and steps with grey pictures."
-    return [
-        Table("Encoder on the test split", encoder_rows),
-        Table("LLaVA: does it look?", [*rows, whole], note),
-    ]
+def say(tables: list[Table]) -> None:
+    """Headline tables in the terminal."""
+    for table in tables:
+        print(f"\n{table.title}")
+        for row in table.rows:
+            shown = {key: value for key, value in row.items() if not key.endswith("_stderr")}
+            print(
+                "  "
+                + "  ".join(
+                    f"{key} {value:.3f}" if isinstance(value, float) else f"{value:32s}"
+                    for key, value in shown.items()
+                )
+            )
 
 
 def main() -> None:
     start = time.time()
     OUT.mkdir(parents=True, exist_ok=True)
-    llava(encoder())
-    found = [*tables(), export()]
+    vision = encoder()
+    with beside("Flamingo", FLAMINGO, *flamingo(vision)):
+        llava_first(vision)
+    llava()
+    exported = export()
     steps = [
         f'vlmzoo generate {LLAVA} {sorted((OUT / "pictures" / "images").iterdir())[0]} "How many shapes are there?"',
         "vlmzoo list connectors",
         "accelerate launch -m vlmzoo.train configs/llava/tiny.yaml model.from=runs/quickstart/llava-stage1 optim.steps=2000 out=runs/longer",
     ]
-    pages = [
-        RunPage(
-            "Encoder",
-            CLIP,
-            "Contrastive, from nothing."
-            if SCRATCH
-            else "Shipped with the package with the log of its training, evaluated here.",
-        ),
-        RunPage("LLaVA, stage 0", STAGE_0, "A language model from nothing learns to speak, from captions."),
-        RunPage("LLaVA, stage 1", STAGE_1, "Only the connector learns, from captions."),
-        RunPage("LLaVA, stage 2", LLAVA, "Connector and language model learn from questions."),
-        RunPage("Text-only control", BLIND, "The same model, rows and steps; every picture is even grey."),
-    ]
     minutes = (time.time() - start) / 60
-    lead = f"A contrastive encoder and a LLaVA composed from shared parts, trained by one trainer in {minutes:.1f} minutes, exported to stock transformers."
-    page = write_report(
-        OUT / "report.html", pages, title="vlmzoo quickstart", lead=lead, tables=found, next_steps=steps
+    lead = (
+        "A contrastive encoder, a LLaVA and a Flamingo composed from shared parts, trained by one trainer in "
+        f"{minutes:.1f} minutes, one of them exported to stock transformers."
     )
-    for table in found[:2]:
-        print(f"\n{table.title}")
-        for row in table.rows:
-            print(
-                "  "
-                + "  ".join(
-                    f"{key} {value:.3f}" if isinstance(value, float) else f"{value:32s}"
-                    for key, value in row.items()
-                )
-            )
+    tables = [encoder_table(), llava_table(), caption_table(), shots_table()]
+    page = write_report(
+        OUT / "report.html",
+        pages(SCRATCH),
+        title="vlmzoo quickstart",
+        lead=lead,
+        tables=[*tables, shots_chart(), exported],
+        next_steps=steps,
+    )
+    say(tables)
     print(f"\nDone in {minutes:.1f} minutes. Look at {page}. Try next:")
     for command in steps:
         print(f"  {command}")

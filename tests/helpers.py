@@ -116,6 +116,11 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).detach().abs().max() / b.detach().abs().max().clamp_min(1e-12))
 
 
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference over the largest value, or over 1 where values are small: how reference vectors are met."""
+    return float((a - b).detach().abs().max() / b.detach().abs().max().clamp_min(1.0))
+
+
 def worst_gradient(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
     """Largest relative difference of two sets of gradients; those that are zero but for rounding (key biases) count
     against the largest gradient of all."""

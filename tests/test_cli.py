@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from vlmzoo import cli, registry
-from vlmzoo.config import dump_yaml
+from vlmzoo.config import dump_yaml, parse_yaml, part_config
+from vlmzoo.data.layouts import LAYOUTS
 
 SIDE = 32
 
@@ -118,21 +119,59 @@ def test_list_of_a_wrong_family() -> None:
     )
 
 
-@pytest.mark.parametrize("layout", ["llava", "coco"])
-def test_scenes_writes_pictures_and_json(tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_scenes_writes_every_layout_and_says_how_to_read_it(tmp_path: Path, layout: str) -> None:
     code, out, _ = call(
         "scenes", tmp_path / "data", "--layout", layout, "--split", "val", "--length", 3, "--size", 16
     )
-    assert code == 0 and f"3 pictures and {layout}.json" in out
-    assert len(list((tmp_path / "data" / "images").glob("*.png"))) == 3
-    json.loads((tmp_path / "data" / f"{layout}.json").read_text())
+    assert code == 0 and out.startswith("3 pictures and ") and f"in {tmp_path / 'data'} (3 rows)" in out
+    if layout in ("llava", "coco"):
+        assert f"3 pictures and {layout}.json" in out
+        assert len(list((tmp_path / "data" / "images").glob("*.png"))) == 3
+    tree = parse_yaml("\n".join(out.splitlines()[-2:]))
+    source = part_config("datasets", tree["data"], "data").open()
+    assert len({source[i]["images"][0]["path"] for i in range(len(source))}) == 3 and source.rejected == []
+
+
+def test_scenes_of_another_dataset_and_convert(tmp_path: Path) -> None:
+    first = tmp_path / "documents"
+    code, out, _ = call(
+        "scenes", first, "--dataset", "scenes_demonstrations", "--set", "shots=[2,2]", "--set", "size=16", "--length", 3,
+        "--layout", "interleaved", "--option", "style=mmc4",
+    )  # fmt: skip
+    assert (
+        code == 0
+        and "9 pictures and documents.jsonl" in out
+        and "text_list" in (first / "documents.jsonl").read_text()
+    )
+    with (first / "documents.jsonl").open("a") as file:
+        file.write("broken\n")
+    config = ["kind=interleaved", f"path={first / 'documents.jsonl'}"]
+    code, out, _ = call(
+        "convert", tmp_path / "tars", *config, "--layout", "webdataset", "--option", "shard_size=2"
+    )
+    assert (
+        code == 0 and "not read: line 4: not json" in out and "9 pictures and 000000.tar, 000001.tar" in out
+    )
+    assert "style" in refused(
+        "convert", tmp_path / "x", *config, "--layout", "interleaved", "--option", "stile=mmc4"
+    )
+    assert "these can: webdataset, interleaved, parquet" in refused(
+        "convert", tmp_path / "x", *config, "--layout", "llava"
+    )
+    assert "no dataset 'interleavd'" in refused(
+        "convert", tmp_path / "x", "kind=interleavd", "--layout", "llava"
+    )
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--split", "tain"], "train"), (["--layout", "lava"], "llava"), (["--size", "4"], "8"), (["--length", "0"], "1"),
-        (["--length", "many"], "--length"), (["--sise", "9"], "--size"),
+        (["--length", "many"], "--length"), (["--sise", "9"], "--size"), (["--layout", "coco", "--rows", "vqa"], "these can: llava"),
+        (["--dataset", "scene"], "scenes"), (["--dataset", "llava"], "embedded"), (["--set", "grit=2"], "scenes.grit: unknown key; did you mean 'grid'"),
+        (["--set", "grid"], "path=value"), (["--layout", "parquet", "--option", "shards=2"], "shard_size"),
     ],
 )  # fmt: skip
 def test_scenes_with_wrong_options_write_nothing(tmp_path: Path, options: list[str], message: str) -> None:
@@ -155,7 +194,7 @@ def test_train_leaves_a_whole_folder(world: Path) -> None:
     names = {path.name for path in (world / "trained").iterdir()}
     assert names >= {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md", "run.yaml", "log.jsonl",
-        "parts.json", "checkpoints", "results",
+        "parts.json", "checkpoints", "results", "environment.json", "report.html",
     }  # fmt: skip
     lines = [json.loads(line) for line in (world / "trained" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
@@ -314,6 +353,7 @@ def test_eval_shows_and_writes_the_tables(world: Path, tmp_path: Path) -> None:
     )
     assert code == 0, err
     assert "vqa (3 rows)" in out and "accuracy" in out and "kind" in out and "written to" in out
+    assert "stderr" in out and "accuracy_stderr" not in out and not list(tmp_path.rglob("*.partial"))
     assert json.loads((tmp_path / "results" / "later" / "vqa.json").read_text())["n"] == 3
 
 

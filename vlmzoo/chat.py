@@ -175,7 +175,7 @@ class Conversation:
             again: :meth:`retry` instead of a new question.
 
         Raises:
-            As :meth:`ask`, when the iterator is first advanced.
+            RowError: as :meth:`ask`, when the iterator is first advanced.
         """
         work = self.retry if again else partial(self.ask, question)
         heard: SimpleQueue[Any] = SimpleQueue()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,11 +44,27 @@ class Layout(str, Enum):
     original_lora = "original-lora"
 
 
-class SceneLayout(str, Enum):
-    """Layouts that the embedded scenes can be written in."""
+class RowLayout(str, Enum):
+    """Layouts that rows can be written in."""
 
     llava = "llava"
     coco = "coco"
+    messages = "messages"
+    webdataset = "webdataset"
+    interleaved = "interleaved"
+    parquet = "parquet"
+    imagefolder = "imagefolder"
+
+
+LayoutOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of the layout: style=mmc4 (interleaved), shard_size=1000 (webdataset, parquet), "
+        "metadata=csv (imagefolder), prompt=... (llava, messages)",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -142,15 +158,19 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
     when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
 ) -> None:
-    """Run the tasks of a run file on a model and show their tables."""
+    """Run the tasks of a run file on a model and show their tables.
+
+    Stopped, it goes on when the same command is given again. On several processes: accelerate launch -m vlmzoo eval ...
+    """
     tree = override(load_yaml(config), overrides or [])
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
 
-    from vlmzoo.evaluate.loop import text_table
-    from vlmzoo.folders import load
-    from vlmzoo.run import EvaluateOptions
+    from vlmzoo import distributed
+    from vlmzoo.evaluate.loop import metric_table, text_table
+    from vlmzoo.evaluate.report import refresh
+    from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
 
     options = read(EvaluateOptions, tree["evaluate"], "evaluate")
@@ -159,13 +179,57 @@ def evaluate(
         raise ConfigError(f"{config}: no evaluate.tasks")
     folder = out or (Path(model) if Path(model).is_dir() else None)
     loaded, processor = load(model)
-    for name, result in run_tasks(loaded, processor, options.tasks, when, folder).items():
+    distributed.start()
+    if folder is not None:
+        kept = f"results go to {folder / 'results' / when}; stopped, the same command goes on after finished batches"
+        logging.getLogger(__name__).info(kept)
+    found = run_tasks(loaded.to(distributed.device()), processor, options.tasks, when, folder)
+    for name, result in found.items() if distributed.is_main() else ():
         print(f"\n{name} ({result.n} rows)")
-        print(text_table([{"metric": key, "value": value} for key, value in result.metrics.items()]))
+        print(text_table(metric_table(result.metrics)))
         if result.table:
             print("\n" + text_table(result.table))
-    if folder is not None:
-        print(f"\nwritten to {folder / 'results' / when}")
+    if folder is not None and distributed.is_main():
+        page = refresh(folder)
+        print(f"\nwritten to {folder / 'results' / when}" + (f"; look at {page}" if page else ""))
+    distributed.stop()
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Run folders")],
+    out: Annotated[
+        Path | None, typer.Option(help="One page of all runs; by default each folder's own report.html")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A run whose results stand beside those of the others")
+    ] = None,
+) -> None:
+    """Write the page about a run: parts, curves, results, sample pictures, config; it opens offline."""
+    from vlmzoo.evaluate.report import report_of
+
+    for page in report_of(runs, out, baseline):
+        print(page)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders; differences are to the first")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where compare.html and compare.svg go; by default the folder that holds the first run"
+        ),
+    ] = None,
+) -> None:
+    """Put runs side by side: metrics with errors, curves, what differs in their configs, the same samples."""
+    from vlmzoo.evaluate.compare_page import write_comparison
+
+    text, page, picture = write_comparison(runs, out)
+    print(text)
+    print(f"\nwritten to {page} and {picture}")
 
 
 @app.command()
@@ -326,19 +390,84 @@ def push(
 @app.command()
 def scenes(
     folder: Annotated[Path, typer.Argument(help="A new folder")],
-    layout: Annotated[
-        SceneLayout, typer.Option(help="llava: questions and answers; coco: captions and boxes")
-    ] = SceneLayout.llava,
+    layout: Annotated[RowLayout, typer.Option(help="In which form")] = RowLayout.llava,
+    dataset: Annotated[str, typer.Option(help="An embedded data set (vlmzoo list datasets)")] = "scenes",
+    rows: Annotated[
+        str | None, typer.Option(help="Rows of the data set, for example captions, vqa, dialogue or labels")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or novel")] = "train",
-    length: Annotated[int, typer.Option(min=1, help="How many pictures")] = 100,
+    length: Annotated[int, typer.Option(min=1, help="How many rows")] = 100,
     seed: Annotated[int, typer.Option()] = 0,
-    size: Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels")] = 128,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the pictures in pixels; 128 by default")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Another field of the data set, for example shots=[2,4]"
+        ),
+    ] = None,
+    option: LayoutOptions = None,
 ) -> None:
-    """Write the embedded data set to disk: picture files and their json."""
-    from vlmzoo.data.scenes.disk import write
+    """Write an embedded data set to disk, in a layout that other programs read."""
+    from vlmzoo.data.scenes.disk import write_scenes
 
-    try:
-        write(folder, layout=layout.value, split=split, length=length, seed=seed, size=size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    print(f"{length} pictures and {layout.value}.json in {folder}")
+    given: dict[str, Any] = {"split": split, "length": length, "seed": seed}
+    given |= {key: value for key, value in (("rows", rows), ("size", size)) if value is not None}
+    if size is None and "size" in getattr(registry.lookup("datasets", dataset), "model_fields", ()):
+        given["size"] = 128
+    options = override({}, option or [])
+    with _progress(length) as progress:
+        written = write_scenes(
+            folder, layout.value, dataset, override(given, fields or []), options, progress
+        )
+    _show_written(written)
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A new folder")],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="kind=NAME [FIELD=VALUE ...]", help="What to read, as in a config's data section"
+        ),
+    ],
+    layout: Annotated[RowLayout, typer.Option(help="In which form to write it")],
+    option: LayoutOptions = None,
+) -> None:
+    """Write any data that a config can name in another layout, for example kind=llava path=my.json to parquet."""
+    from vlmzoo.config import part_config
+    from vlmzoo.data.layouts import write
+
+    source = part_config("datasets", override({}, data), "data").open()
+    with _progress(len(source)) as progress:
+        written = write(source, folder, layout.value, progress=progress, **override({}, option or []))
+    for name, reason in source.rejected[:5]:
+        print(f"not read: {name}: {reason}")
+    _show_written(written)
+
+
+@contextmanager
+def _progress(length: int) -> Iterator[Any]:
+    """A bar for the terminal, if the work is long enough to look at one."""
+    from tqdm import tqdm
+
+    with tqdm(total=length, unit="row", disable=None if length >= 1000 else True) as bar:
+        yield lambda done, total: bar.update(done - bar.n)
+
+
+def _show_written(written: Any) -> None:
+    """What was written, and how a config reads it."""
+    from vlmzoo.config import dump_yaml
+
+    print(
+        f"{written.pictures} pictures and {', '.join(written.files)} in {written.folder} ({written.rows} rows)"
+    )
+    if written.skipped:
+        name, reason = written.skipped[0]
+        print(f"{len(written.skipped)} rows left out (skipped.jsonl), the first {name}: {reason}")
+    print("a config reads it with\n  data:")
+    print(
+        f"    {{{', '.join(f'{key}: {dump_yaml(value).splitlines()[0]}' for key, value in written.config.items())}}}"
+    )

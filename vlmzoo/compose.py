@@ -311,11 +311,7 @@ def processor_for(
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
-    absent = [word for word in chosen.controls if word not in tokenizer.get_vocab()]
-    if absent:
-        raise ConfigError(
-            f"template: {template_name} needs {absent[0]} as a token, which this tokenizer lacks"
-        )
+    chosen.require_controls(tokenizer)
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
     if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -42,6 +42,33 @@ def nearest_file(path: Path, pattern: str) -> str:
         folder = folder.parent
     folders = [one.name for one in folder.parent.iterdir() if one.is_dir() and not one.name.startswith(".")]
     return f"no folder {str(folder)!r}; {nearest(folder.name, folders)}"
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What changed between two plain trees, one line a leaf."""
+    return [f"{path}: {a!r} became {b!r}" for path, (a, b) in differing([old, new]).items()]
+
+
+def differing(trees: Sequence[Any], path: str = "") -> dict[str, list[Any]]:
+    """The leaves in which plain trees differ: dotted path to the value in each tree, None where there is none.
+
+    A branch that some trees lack is a leaf; below it those that have it are compared.
+    """
+    there = [place for place, tree in enumerate(trees) if tree is not None]
+    if 1 < len(there) < len(trees) and all(isinstance(trees[place], dict) for place in there):
+        inner = differing([trees[place] for place in there], path)
+        spread = {
+            key: [dict(zip(there, values, strict=True)).get(i) for i in range(len(trees))]
+            for key, values in inner.items()
+        }
+        return {path: list(trees), **spread}
+    if all(isinstance(tree, dict) for tree in trees):
+        keys = dict.fromkeys(key for tree in trees for key in tree)
+        found: dict[str, list[Any]] = {}
+        for key in keys:
+            found |= differing([tree.get(key) for tree in trees], f"{path}.{key}".lstrip("."))
+        return found
+    return {} if all(tree == trees[0] for tree in trees) else {path: list(trees)}
 
 
 def located(source: str | Path) -> str:

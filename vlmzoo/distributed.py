@@ -33,6 +33,13 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def device() -> torch.device:
+    """Where this process's model belongs: its own accelerator, or the CPU."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if active():

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from vlmzoo.compose import CLASSES, is_zoo_folder
 from vlmzoo.config import ConfigError, located, nearest
 from vlmzoo.hub import adapter, llava, llava_original
+from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM

@@ -66,6 +66,8 @@ _TABLES: dict[str, dict[str, Entry]] = {
     },
     "datasets": {
         "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),
+        "scenes_gallery": Entry("vlmzoo.data.scenes.gallery:GalleryConfig", "hard retrieval: groups of pictures whose captions have the same words"),
+        "scenes_concepts": Entry("vlmzoo.data.scenes.concepts:ConceptsConfig", "concepts with a long tail and several names each, frequencies and definitions known"),
         "scenes_clips": Entry("vlmzoo.data.scenes.clips:ClipsConfig", "drawn scenes in motion as short videos: captions of what happens, questions that need several frames"),
         "scenes_pairs": Entry("vlmzoo.data.scenes.pairs:PairsConfig", "two drawn scenes and a statement that is true or false of them"),
         "scenes_text": Entry("vlmzoo.data.scenes.documents_source:TextConfig", "texts of the embedded world without pictures: captions, questions, documents, demonstrations"),
@@ -73,6 +75,12 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "scenes_demonstrations": Entry("vlmzoo.data.scenes.documents_source:DemonstrationsConfig", "demonstrations and a query: task recognition, or made-up words"),
         "llava": Entry("vlmzoo.data.sources:LlavaConfig", "LLaVA json: [{id, image, conversations}] beside picture files"),
         "coco": Entry("vlmzoo.data.sources:CocoConfig", "COCO captions json beside picture files"),
+        "messages": Entry("vlmzoo.data.sources:MessagesConfig", "messages as TRL and chat templates have them, jsonl beside picture files"),
+        "interleaved": Entry("vlmzoo.data.sources:InterleavedConfig", "documents of texts and pictures: mmc4's or OBELICS' jsonl"),
+        "webdataset": Entry("vlmzoo.data.sources:WebdatasetConfig", "tar shards of key.jpg, key.txt, key.json"),
+        "parquet": Entry("vlmzoo.data.sources:ParquetConfig", "tables that hold their pictures, memory-mapped"),
+        "imagefolder": Entry("vlmzoo.data.sources:ImageFolderConfig", "folders of pictures by class, or with a metadata file"),
+        "csv": Entry("vlmzoo.data.sources:CsvConfig", "table of picture files with labels or captions"),
     },
     "tasks": {
         "zero_shot": Entry("vlmzoo.evaluate.tasks.alignment:ZeroShotConfig", "classification by similarity to class prompts (needs Aligns)"),

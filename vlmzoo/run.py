@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
-from vlmzoo.config import Config, ConfigError, dump_yaml, load_yaml, located, override, part_of, read
+from vlmzoo.config import (
+    Config,
+    ConfigError,
+    differences,
+    dump_yaml,
+    load_yaml,
+    located,
+    override,
+    part_of,
+    read,
+)
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.progress import Progress
+from vlmzoo.evaluate.report import note_start
+from vlmzoo.evaluate.report import refresh as write_report
 from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
@@ -30,9 +43,13 @@ from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions
 from vlmzoo.training.step import Stream
 from vlmzoo.training.trainer import Trainer, log
 
+OWN_FILES = (  # what --fresh removes from a run's folder
+    "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
+)  # fmt: skip
+
 
 class ProcessorOptions(Config):
-    """Text and picture processing.
+    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
 
     Attributes:
         tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
@@ -42,7 +59,7 @@ class ProcessorOptions(Config):
 
     tokenizer: str = "tiny"
     template: str = "short"
-    image_fit: str | None = None
+    image_fit: Literal["crop", "pad", "squash"] | None = None
     max_frames: PositiveInt | None = None
 
 
@@ -105,13 +122,14 @@ class RunConfig(Config):
         return streams
 
 
-def read_run(path: str | Path, assignments: list[str] | None = None) -> RunConfig:
-    """The run in a YAML file, dotted assignments applied.
+def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | None = None) -> RunConfig:
+    """The run in a YAML file, or in a mapping of the same form, dotted assignments applied.
 
     Raises:
         ConfigError: with the path of the mistake, the value and the nearest valid thing.
     """
-    return read(RunConfig, override(load_yaml(path), assignments or []))
+    tree = dict(source) if isinstance(source, Mapping) else load_yaml(source)
+    return read(RunConfig, override(tree, assignments or []))
 
 
 def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
@@ -132,9 +150,13 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
         )  # fmt: skip
     if tree:
         raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
-    if config.processor is not None:
-        raise ConfigError(f"processor: a model that goes on from {source!r} brings its own")
+    given = config.processor or ProcessorOptions()
+    if "tokenizer" in given.model_fields_set:
+        raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
     model, processor = load(source)
+    if given.model_fields_set:
+        name = given.template if "template" in given.model_fields_set else None
+        processor = processor.changed(name, given.image_fit, given.max_frames)
     model.config.starts = dict.fromkeys(model.parts(), str(source))
     return model, processor
 
@@ -142,9 +164,24 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
 def collate_of(
     stream: StreamOptions, name: str, objective: Any, model: ZooModel, processor: Processor
 ) -> Collate:
-    """The collator that an objective's batches need."""
-    if objective.collate == "pairs":
+    """The collator that an objective's batches need.
+
+    Args:
+        name: of the stream, for messages. objective: its ``collate`` says which.
+
+    Raises:
+        ConfigError: an objective that does not say which batches it reads.
+    """
+    wanted = getattr(objective, "collate", None)
+    if callable(wanted):
+        return wanted(processor)
+    if wanted == "pairs":
         return PairsCollate(processor)
+    if wanted != "language":
+        raise ConfigError(
+            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs' "
+            "or a method that makes a collator from the processor"
+        )
     pack_length = stream.pack_length
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
@@ -270,26 +307,21 @@ def _refuse_another_run(out: Path, tree: dict[str, Any]) -> None:
 def _take_folder(out: Path, tree: dict[str, Any], fresh: bool, streams: dict[str, Stream]) -> None:
     """Make the run's folder and write what is known before the first step."""
     if distributed.is_main():
-        for name in ("checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml") if fresh else ():
+        for name in OWN_FILES if fresh else ():
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+        note_start(out, distributed.world_size(), _device_name())
         for name, stream in streams.items():
             append_quarantine(out / "quarantine.jsonl", stream.data.source.rejected, name)
     distributed.barrier()
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two plain trees, one line a leaf."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{path}: {old!r} became {new!r}"]
+def _device_name() -> str:
+    """What the main process computes on, for people."""
+    device = distributed.device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _numbers(found: dict[str, Result]) -> dict[str, float]:
@@ -325,7 +357,8 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
         bad = read_quarantine(out / "quarantine.jsonl")
         if bad:
             log.warning(f"{len(bad)} rows could not be used; they are listed in {out / 'quarantine.jsonl'}")
-        log.info(f"saved {out}")
+        page = write_report(out)
+        log.info(f"saved {out}" + (f"; look at {page}" if page else ""))
     distributed.barrier()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -99,9 +99,16 @@ VERBS: dict[str, type] = {"Speaks": Speaks, "Aligns": Aligns, "Matches": Matches
 
 
 class Objective(Protocol):
-    """What a stream trains: named sums from a model and a batch, with counts known from the batch alone."""
+    """What a stream trains: named sums from a model and a batch, with counts known from the batch alone.
 
-    verb: str  # the name in VERBS that the model must offer
+    Attributes:
+        verb: the name in ``VERBS`` that the model must offer.
+        collate: the batches it reads: ``"language"`` (``input_ids``, ``labels``, pictures), ``"pairs"`` (a text and
+            a picture a row), or a method that makes a collator of its own from the processor.
+    """
+
+    verb: str
+    collate: str | Callable[[Any], Any]
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """What each term is a sum over, without running the model."""

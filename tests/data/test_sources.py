@@ -130,7 +130,11 @@ def test_jsonl(tmp_path: Path) -> None:
     source = LlavaConfig(path=str(file)).open()
     assert [source[i]["id"] for i in range(len(source))] == ["good", "sep"]
     file.write_text(json.dumps(GOOD) + "\n{broken\n")
-    with pytest.raises(ConfigError, match=r"not json: .*line 2 of the file"):
+    source = LlavaConfig(path=str(file)).open()
+    [(line, reason)] = source.rejected
+    assert len(source) == 1 and line == "line 2" and reason.startswith("not json: ")
+    file.write_text("{broken\n")
+    with pytest.raises(ConfigError, match=r"no usable row \(1 refused: line 1: not json"):
         LlavaConfig(path=str(file)).open()
 
 
@@ -208,7 +212,7 @@ def test_coco_gives_a_row_a_caption(tmp_path: Path) -> None:
     assert source[0]["parts"] == [
         {"role": "text", "type": "image", "text": None}, {"role": "text", "type": "text", "text": "a dog"},
     ]  # fmt: skip
-    assert source[0]["truth"] == {"caption": "a dog"}
+    assert source[0]["truth"] == {"caption": "a dog", "captions": ["a dog", "a brown dog"]}
     reasons = dict(source.rejected)
     assert list(reasons) == ["52", "53", "54", "55", "56", "7"]
     assert "image_id 7" in reasons["52"] and reasons["53"] == "empty caption" and "'caption'" in reasons["54"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoTokenizer
 
+from tests.evaluate.stubs import PAIRS, PROCESSOR, SIDE, Aligner, Speaker, Stub, mark
 from vlmzoo import registry
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.data.scenes import Scenes
@@ -20,61 +20,9 @@ from vlmzoo.data.scenes.source import ScenesConfig
 from vlmzoo.evaluate.loop import Result, evaluating, over_ranks, pick_samples, save_result, text_table
 from vlmzoo.evaluate.tasks.alignment import zero_shot_head
 from vlmzoo.evaluate.tasks.base import rows_of
-from vlmzoo.processing.image import ImageTransform
-from vlmzoo.processing.processor import Processor
-from vlmzoo.processing.text import TINY_TOKENIZER
 from vlmzoo.types import RowError
 
-SIDE = 16
-_STOCK = ImageTransform(SIDE, "squash", (0.5,) * 3, (0.5,) * 3).stock()
-PROCESSOR = Processor(_STOCK, AutoTokenizer.from_pretrained(TINY_TOKENIZER), image_tokens=2)
-PAIRS = Processor(_STOCK, AutoTokenizer.from_pretrained(TINY_TOKENIZER), max_length=40)
-
-
-class Stub(torch.nn.Module):
-    """A model that records the mode it was asked in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = torch.nn.Parameter(torch.zeros(()))
-        self.modes: set[tuple[bool, bool]] = set()
-
-    def see(self) -> None:
-        self.modes.add((self.training, torch.is_grad_enabled()))
-
-
-def mark(picture: torch.Tensor) -> bytes:
-    return picture.numpy().tobytes()
-
-
 # --- vqa ---------------------------------------------------------------------------------------------------------
-
-
-class Speaker(Stub):
-    """Answers by ``say(question, picture) -> str``; a question is the text of the prompt."""
-
-    def __init__(self, say: Any) -> None:
-        super().__init__()
-        self.say = say
-        self.asked: list[dict[str, Any]] = []
-
-    def token_losses(self, batch: Any) -> torch.Tensor:
-        raise AssertionError("not asked for")
-
-    def generate(
-        self, input_ids: Any, attention_mask: Any, pixel_values: Any, **options: Any
-    ) -> torch.Tensor:
-        self.see()
-        self.asked.append(options)
-        said = [
-            self.say(PROCESSOR.decode(ids[mask.bool()]), mark(picture))
-            for ids, mask, picture in zip(input_ids, attention_mask, pixel_values)
-        ]
-        end = PROCESSOR.tokenizer.eos_token_id
-        new = PROCESSOR.pad([[*PROCESSOR.segments.text_ids(f" {answer}"), end] for answer in said])[
-            "input_ids"
-        ]
-        return torch.cat([input_ids, new], dim=1)
 
 
 DATA = {"kind": "scenes", "rows": "vqa", "split": "test", "length": 28, "size": SIDE}
@@ -167,28 +115,6 @@ def test_rows_without_answers_or_choices(tmp_path: Path) -> None:
 
 
 # --- alignment ---------------------------------------------------------------------------------------------------
-
-
-class Aligner(Stub):
-    """Embeds by tables of pictures and of texts; what is unknown becomes a vector of its own."""
-
-    def __init__(self, pictures: dict[bytes, int], texts: dict[str, int], width: int) -> None:
-        super().__init__()
-        self.pictures, self.texts, self.width = pictures, texts, width
-
-    def _rows(self, numbers: list[int]) -> torch.Tensor:
-        self.see()
-        return F.one_hot(torch.tensor(numbers), self.width).float()
-
-    def encode_image(self, batch: Any) -> torch.Tensor:
-        return self._rows([self.pictures[mark(picture)] for picture in batch["pixel_values"]])
-
-    def encode_text(self, batch: Any) -> torch.Tensor:
-        said = [PAIRS.decode(ids).strip() for ids in batch["input_ids"]]
-        return self._rows([self.texts[text] for text in said])
-
-    def scale(self) -> torch.Tensor:
-        return torch.tensor(10.0)
 
 
 def aligner(rows: Any, classes: list[str], constant: bool = False) -> Aligner:

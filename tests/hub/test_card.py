@@ -65,6 +65,12 @@ def test_a_full_card(tmp_path: Path) -> None:
     assert {line.replace("\\|", "").count("|") for line in rows} == {6}  # no cell breaks its table
 
 
+def test_a_metric_that_nothing_defines_is_said_to_be_so(tmp_path: Path) -> None:
+    """The precision of a model that never says yes is null in a result file."""
+    _, body = card(tmp_path, results=[{**RESULT, "metrics": {"precision": None, "recall": 0.0}}])
+    assert "| vqa | after | precision | undefined | 70 |" in body and "| recall | 0.0 | 70 |" in body
+
+
 def test_the_config_in_a_card_trains_again(tmp_path: Path) -> None:
     from vlmzoo.config import parse_yaml
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.helpers import LANGUAGES, relative
+from tests.helpers import LANGUAGES, apart
 from vlmzoo.config import ConfigError
 from vlmzoo.nn.connectors.gated_cross_attention import GatedBlock, GatedCrossAttention, Gaze
 from vlmzoo.nn.connectors.perceiver import Perceiver
@@ -82,11 +82,11 @@ def test_resampler_is_the_reference(name: str) -> None:
     features = (x if x.ndim == 5 else x.unsqueeze(2)).flatten(0, 1)
     place = torch.arange(x.shape[1]).repeat(x.shape[0])
     out = model(features, place).unflatten(0, x.shape[:2])
-    assert relative(out, tensors["expected/output"]) < 1e-5
+    assert apart(out, tensors["expected/output"]) < 1e-5
     (out * tensors["inputs/cotangent"]).sum().backward()
-    assert relative(x.grad, tensors["grads/inputs/x"]) < 1e-5
+    assert apart(x.grad, tensors["grads/inputs/x"]) < 1e-5
     for key, gradient in renamed(tensors, "grads", resampler_names).items():
-        assert relative(model.get_parameter(key).grad, gradient) < 1e-5, key
+        assert apart(model.get_parameter(key).grad, gradient) < 1e-5, key
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("case2_*.json")))
@@ -103,12 +103,12 @@ def test_gated_block_is_the_reference(name: str) -> None:
     x, media = tensors["inputs/x"].requires_grad_(), tensors["inputs/media"].requires_grad_()
     out = block(x, Gaze(media, tensors["inputs/media_index"]))
     defined = tensors["expected/well_defined"].bool()
-    assert relative(out[defined], tensors["expected/output"][defined]) < 1e-5
+    assert apart(out[defined], tensors["expected/output"][defined]) < 1e-5
     (out * tensors["inputs/cotangent"]).sum().backward()
-    assert relative(x.grad, tensors["grads/inputs/x"]) < 1e-5
-    assert relative(media.grad, tensors["grads/inputs/media"]) < 1e-5
+    assert apart(x.grad, tensors["grads/inputs/x"]) < 1e-5
+    assert apart(media.grad, tensors["grads/inputs/media"]) < 1e-5
     for key, gradient in renamed(tensors, "grads", rename).items():
-        assert relative(block.get_parameter(key).grad, gradient) < 1e-5, key
+        assert apart(block.get_parameter(key).grad, gradient) < 1e-5, key
 
 
 # --- Perceiver Resampler -----------------------------------------------------------------------------------------

@@ -26,8 +26,11 @@ class Result:
     Attributes:
         metrics: name to number, ``<name>_stderr`` beside accuracies. table: rows for people.
         samples: ``{"picture": PIL or path, "question", "truth", "answer", "right"}``, right and wrong ones; of
-            documents the picture is the last one and the question the whole prompt.
-        n: rows judged.
+            documents the picture is the last one and the question the whole prompt. Perhaps also a ``prompt``, the
+            text that the model saw, and a ``score``.
+        n: rows judged. curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
+            "series": {name: [[x, y] or [x, y, standard error], ...]}, "x", "y", "note"}``. Metrics named
+            ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
     """
 
     task: str
@@ -35,6 +38,7 @@ class Result:
     table: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     n: int = 0
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -82,8 +86,10 @@ def over_ranks(
 
 def pick_samples(right: Sequence[bool], most: int) -> list[int]:
     """Numbers of up to ``most`` rows, half of them wrong ones where there are enough."""
-    wrong = [i for i, value in enumerate(right) if not value][: most // 2]
-    good = [i for i, value in enumerate(right) if value][: most - len(wrong)]
+    good = [i for i, value in enumerate(right) if value]
+    wrong = [i for i, value in enumerate(right) if not value]
+    good = good[: most - min(len(wrong), most // 2)]
+    wrong = wrong[: most - len(good)]
     return sorted(good + wrong)
 
 
@@ -92,7 +98,7 @@ def save_result(folder: str | Path, when: str, result: Result, model: str = "") 
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
-    tree = asdict(Result(result.task, result.metrics, result.table, [], result.n))
+    tree = asdict(Result(result.task, result.metrics, result.table, [], result.n, result.curves))
     for number, sample in enumerate(result.samples):
         picture = sample["picture"]
         if isinstance(picture, Image.Image):
@@ -114,6 +120,15 @@ def _plain(tree: Any) -> Any:
     if isinstance(tree, list):
         return [_plain(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def metric_table(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """Metrics as rows: each with its standard error beside it where there is one."""
+    return [
+        {"metric": name, "value": value, "stderr": metrics.get(f"{name}_stderr", "")}
+        for name, value in metrics.items()
+        if not (name.endswith("_stderr") and name.removesuffix("_stderr") in metrics)
+    ]
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -30,11 +31,6 @@ def by_group(right: Sequence[bool], groups: Sequence[str]) -> dict[str, tuple[fl
 def normalise(answer: str) -> str:
     """Lower case, no punctuation at the ends, single spaces: how short answers are compared."""
     return " ".join(answer.lower().split()).strip(string.punctuation + " ")
-
-
-def exact_match(answers: Iterable[str], truths: Iterable[str]) -> list[bool]:
-    """Whether each answer is the truth after :func:`normalise`."""
-    return [normalise(answer) == normalise(truth) for answer, truth in zip(answers, truths, strict=True)]
 
 
 def mean(values: Sequence[float]) -> tuple[float, float]:
@@ -64,7 +60,7 @@ def ratio(tops: Sequence[float], bottoms: Sequence[float]) -> tuple[float, float
 
 
 def ranks(similarity: Tensor, matches: Sequence[Sequence[int]]) -> list[int]:
-    """For each query the rank of its best match, from 1.
+    """For each query the rank of its best match, from 1; recall at k is the share of ranks up to k.
 
     Args:
         similarity: [Q, G]. matches: for each query, the gallery items that are right. Ties with items that are
@@ -73,19 +69,11 @@ def ranks(similarity: Tensor, matches: Sequence[Sequence[int]]) -> list[int]:
     found = []
     for row, right in zip(similarity, matches, strict=True):
         own = row[list(right)]
-        best = own[~own.isnan()].max() if bool((~own.isnan()).any()) else row.new_tensor(-math.inf)
-        better = ~(row < best)
-        better[list(right)] = False
-        found.append(int(better.sum()) + 1 if bool((~own.isnan()).any()) else len(row))
+        known = own[~own.isnan()]
+        ahead = ~(row < known.max()) if len(known) else torch.ones_like(row, dtype=torch.bool)
+        ahead[list(right)] = False
+        found.append(int(ahead.sum()) + 1)
     return found
-
-
-def recall_at(similarity: Tensor, k: int) -> list[bool]:
-    """For each row of [Q, G], Q <= G, whether its own column (the diagonal) is among the k most similar.
-
-    Ties, and what is not a number, count against the match.
-    """
-    return [rank <= k for rank in ranks(similarity, [[i] for i in range(len(similarity))])]
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> list[bool]:
@@ -102,6 +90,7 @@ def mean_per_class(right: Sequence[bool], labels: Sequence[Any]) -> tuple[float,
     """Accuracy averaged over the classes that occur, and its standard error.
 
     The classes are taken as given and the rows of each as drawn: sqrt(sum of p (1 - p) / n over classes) / classes.
+    Like every binomial error it is too small where a class has few rows, all right or all wrong.
     """
     groups = by_group(right, [str(label) for label in labels])
     if not groups:

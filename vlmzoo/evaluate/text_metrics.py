@@ -19,37 +19,39 @@ Ngram = tuple[str, ...]
 
 LONGEST = 4  # n-grams of one to four words, in BLEU and in CIDEr
 TINY, SMALL = 1e-15, 1e-9  # added to BLEU's counts of right and of all n-grams, as in the COCO evaluation
-DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+DROPPED = frozenset(("''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2026": "..."})
 # Spellings that the treebank writes as two words.
 _DOUBLE = {
     "cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na"),
     "gimme": ("gim", "me"), "lemme": ("lem", "me"),
 }  # fmt: skip
+_CLITIC = re.compile(r"(?<=\w)(?='(?:s|re|ve|ll|d|m)\b)|(?<=[a-z])(?=n't\b)")  # he | 'll, do | n't
 _WORD = re.compile(
     r"""
-    (?:[a-z]\.){2,}                           # u.s.
-    | \d+(?:[.,:/]\d+)*(?:st|nd|rd|th|s)?\b   # 3.5, 2,000, 10:30, 1/2, 2nd
-    | [^\W\d_]\w*(?:[-/.]\w+)*                # t-shirt
-    | \d+\w*(?:-\w+)*                         # 3d, 2-door
-    | '(?:s|re|ve|ll|d|m)\b                   # clitics, cut off below
+    \S+@\S+\.\w+                               # an address
+    | (?:[a-z]\.){2,}                           # u.s.
+    | (?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc)\.   # abbreviations keep their period
+    | \d+(?:[.,:/]\d+)+                         # 3.5, 2,000, 10:30, 1/2
+    | n't\b | 'n' | '(?:s|re|ve|ll|d|m)\b       # what a contraction was cut into
+    | \w+(?:(?:[./-]|'(?=[a-z]))\w+)*           # words and numbers, t-shirt, o'clock, 2nd
     | \.\.\. | -- | \S
     """,
     re.VERBOSE,
 )
-_NOT = re.compile(r"(?<=[a-z])(n't)\b")
-_CLITIC = re.compile(r"(?<=\w)('(?:s|re|ve|ll|d|m))\b")
 
 
 def tokenise(text: str) -> Words:
-    """Lower-case words of a text, without punctuation, contractions in two (``do n't``, ``man 's``)."""
-    plain = text.replace("\u2019", "'").replace("\u2018", "'").lower()
-    plain = _CLITIC.sub(r" \1", _NOT.sub(r" \1", plain))
+    """Lower-case words of a text, without punctuation, contractions in two (``do n't``, ``man 's``).
+
+    A bracket is a word (``-lrb-``): the COCO evaluation means to drop it too, but looks for it in capitals.
+    """
+    plain = _CLITIC.sub(" ", text.translate(_QUOTES).lower())
     words: Words = []
-    for piece in plain.split():
-        found = [piece] if piece == "n't" else _WORD.findall(piece)
-        for word in found:
-            words.extend(_DOUBLE.get(word, (word,)))
-    return [word for word in words if word not in DROPPED and word not in '()[]{}"']
+    for word in _WORD.findall(plain):
+        words.extend(_DOUBLE.get(word, (BRACKETS.get(word, word),)))
+    return [word for word in words if word not in DROPPED]
 
 
 def ngrams(words: Sequence[str], longest: int = LONGEST) -> Counter[Ngram]:

@@ -39,7 +39,7 @@ def write_card(
         sections.append("## Parts\n\n" + _markdown([dict(part) for part in parts]))
     if any(tree["metrics"] for tree in results):
         rows = [
-            {"task": tree["task"], "when": tree.get("when", ""), "metric": name, "value": round(value, 4), "rows": tree.get("n", "")}
+            {"task": tree["task"], "when": tree.get("when", ""), "metric": name, "value": "undefined" if value is None else round(value, 4), "rows": tree.get("n", "")}
             for tree in results for name, value in tree["metrics"].items() if not name.endswith("_stderr")
         ]  # fmt: skip
         sections.append("## Scores\n\n" + _markdown(rows))

@@ -448,11 +448,14 @@ def llava_tiny() -> dict[str, Any]:
 
 
 def flamingo_tiny() -> dict[str, Any]:
-    """Flamingo shape at the same sizes: 8 latents, a gated block before every layer."""
+    """Flamingo shape at the same sizes and on the same features: 8 latents, a gated block before every layer.
+
+    With one resampler layer in place of two, captions learn where things are later.
+    """
     connector = {
         "kind": "perceiver",
         "num_latents": 8,
-        "depth": 1,
+        "depth": 2,
         "heads": 4,
         "dim_head": 16,
         "activation": "sq_relu",
@@ -464,5 +467,5 @@ def flamingo_tiny() -> dict[str, Any]:
         "dim_head": 16,
         "activation": "sq_relu",
     }
-    tree = _llava(tiny_vision(feature_layer=-2, cls="drop"), tiny_language(), image_token_id=2)
+    tree = _llava(tiny_vision(feature_layer=-4, cls="drop"), tiny_language(), image_token_id=2)
     return {**tree, "connector": connector, "fusion": fusion}

@@ -69,6 +69,29 @@ class Processor(ProcessorMixin):
             tree.pop(name, None)
         return tree
 
+    def changed(
+        self, template_name: str | None = None, image_fit: str | None = None, max_frames: int | None = None
+    ) -> Processor:
+        """The same processor with another template, fit of pictures or bound on frames; None keeps its own.
+
+        Raises:
+            ConfigError: no such template, or one whose control tokens the tokenizer lacks.
+        """
+        name = template_name or self.template
+        template(name).require_controls(self.tokenizer)
+        transform = replace(self.transform, fit=image_fit or self.transform.fit)  # type: ignore[arg-type]
+        return Processor(
+            transform.stock(),
+            self.tokenizer,
+            chat_template=self.chat_template if name == self.template else None,
+            image_tokens=self.image_tokens,
+            template=name,
+            max_length=self.max_length,
+            pad_to_max=self.pad_to_max,
+            frame_tokens=self.frame_tokens,
+            max_frames=max_frames or self.max_frames,
+        )
+
     @property
     def chat(self) -> Template:
         """The template in use."""
@@ -166,6 +189,15 @@ class Processor(ProcessorMixin):
         batch = self.pad(encoded, side="left")
         return {**batch, **join_pictures(pictures)}
 
+    def prompt_ids(self, row: Row, name: str | None = None, whole: bool = False) -> list[int]:
+        """Ids of one row's prompt; see :meth:`prompts`."""
+        segments = self.segments_of(row, name, prompt=not whole)
+        segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
+        places = sum(segment.kind == "image" for segment in segments)
+        if places != len(row["images"]):
+            raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
+        return self.segments.encode(segments)[0]
+
     def pad(
         self, sequences: Sequence[Sequence[int]], side: str = "right", length: int | None = None
     ) -> dict[str, Tensor]:
@@ -188,15 +220,6 @@ class Processor(ProcessorMixin):
         """Texts for a dual encoder, right-padded [B, T]."""
         length = self.max_length if self.pad_to_max else None
         return self.pad([self.caption_ids(text) for text in texts], length=length)
-
-    def prompt_ids(self, row: Row, name: str | None = None, whole: bool = False) -> list[int]:
-        """Ids of one row's prompt; arguments and errors as those of :meth:`prompts`."""
-        segments = self.segments_of(row, name, prompt=not whole)
-        segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
-        places = sum(segment.kind == "image" for segment in segments)
-        if places != len(row["images"]):
-            raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
-        return self.segments.encode(segments)[0]
 
     def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
         """Arguments of transformers' ``generate`` that end an answer where the template ends one."""

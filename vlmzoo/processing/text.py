@@ -62,6 +62,16 @@ class Template:
         words = "".join((self.system, *self.user, self.open, *self.answer))
         return sorted(set(re.findall(r"<\|\w+\|>", words)))
 
+    def require_controls(self, tokenizer: Any) -> None:
+        """Refuse a tokenizer that would spell the template's control tokens as plain text.
+
+        Raises:
+            ConfigError: naming the token that it lacks.
+        """
+        absent = [word for word in self.controls if word not in tokenizer.get_vocab()]
+        if absent:
+            raise ConfigError(f"template: {self.name} needs {absent[0]} as a token, which this tokenizer lacks")
+
     def segments(self, parts: Sequence[Part], prompt: bool = False) -> list[Segment]:
         """The segments of a row's parts, the begin token first.
 

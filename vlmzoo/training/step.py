@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmzoo.distributed import sum_over_ranks
-from vlmzoo.types import AcrossBatch, Batch, Objective, Term, full, require_verb
+from vlmzoo.types import AcrossBatch, Batch, Objective, RunError, Term, full, require_verb
 
 Counts = dict[str, dict[str, float]]  # stream -> term -> number
 Factors = dict[str, dict[str, float]]
@@ -79,7 +79,16 @@ class Step(nn.Module):
 
 
 def weighted(terms: Mapping[str, Term], factors: Mapping[str, float]) -> Tensor:
-    """Sum of factor * sum over terms."""
+    """Sum of factor * sum over terms.
+
+    Raises:
+        RunError: a term that the objective's counts do not name.
+    """
+    uncounted = terms.keys() - factors.keys()
+    if uncounted:
+        raise RunError(
+            f"an objective gave the term {min(uncounted)!r}, its counts name {', '.join(factors) or 'none'}"
+        )
     return torch.stack([factors[key] * full(term.sum) for key, term in terms.items()]).sum()
 
 

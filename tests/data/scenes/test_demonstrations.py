@@ -184,6 +184,7 @@ def test_splits_share_no_picture() -> None:
         ({"task": "words", "off_task": 0.5}, "off_task is 0.5; it is 0 with made-up words"),
         ({"task": "words", "ways": 9}, "ways is 9; it is 2 to 8"),
         ({"tail": -1.0}, "tail is -1"),
+        ({"style": "invert"}, "did you mean 'inverted'"),
         ({"pictures": "swap"}, "did you mean 'swapped'"),
         ({"pictures": "swapped", "length": 1}, "length is 1; swapped"),
         ({"shot": [1, 2]}, "did you mean 'shots'"),

@@ -121,6 +121,19 @@ def test_splits_share_no_picture() -> None:
     assert len(seen["train"]) > 280  # and a document's pictures are its own
 
 
+def test_a_style_changes_pictures_and_no_word() -> None:
+    plain, styled = (
+        Documents(length=30, size=16, style=style) for style in ("plain", ("outline", "inverted"))
+    )
+    seen = set()
+    for row, other in zip(plain, styled, strict=True):
+        assert row["parts"] == other["parts"] and row["truth"]["style"] == "plain"
+        assert row["truth"] | {"style": other["truth"]["style"]} == other["truth"]
+        assert all(a["image"] != b["image"] for a, b in zip(row["images"], other["images"], strict=True))
+        seen.add(other["truth"]["style"])
+    assert seen == {"outline", "inverted"}
+
+
 def test_the_number_of_references_is_as_asked() -> None:
     for share in (0.0, 1.0):
         for row in Documents(length=20, size=8, references=share, pictures=(3, 4)):
@@ -167,6 +180,7 @@ def test_texts_hold_the_words_of_documents() -> None:
         ({"kind": "scenes_documents", "objects": [0, 2]}, r"objects is \(0, 2\)"),
         ({"kind": "scenes_documents", "references": 1.5}, "references is 1.5"),
         ({"kind": "scenes_documents", "size": 4}, "size is 4"),
+        ({"kind": "scenes_documents", "style": "sketsh"}, "did you mean 'sketch'"),
         ({"kind": "scenes_documents", "picture": [2, 3]}, "did you mean 'pictures'"),
         ({"kind": "scenes_text", "kinds": ["caption"]}, "did you mean 'captions'"),
         ({"kind": "scenes_text", "split": "tests"}, "did you mean 'test'"),

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmzoo.data.scenes.draw import _SCALES, PALETTE, Object, Scene, _near, pick
+from vlmzoo.data.scenes.chance import pick
+from vlmzoo.data.scenes.world import PALETTE, SCALES, Object, Scene, near_rgb
 
 
 def repainted(rng: random.Random, colour: str) -> dict[str, Any]:
     """The fields of an object that make it `colour`."""
-    return {"colour": colour, "rgb": _near(rng, PALETTE[colour], 6)}
+    return {"colour": colour, "rgb": near_rgb(rng, PALETTE[colour], 6)}
 
 
 def resized(rng: random.Random, thing: Object, size: str) -> dict[str, Any]:
     """The fields of an object that make it `size`, its offset small enough that it stays within its cell."""
-    scale = pick(rng, _SCALES[size])
+    scale = pick(rng, SCALES[size])
     room = round(0.5 - scale, 4)
     dx, dy = (max(-room, min(room, offset)) for offset in (thing.dx, thing.dy))
     return {"size": size, "scale": scale, "dx": dx, "dy": dy}

@@ -10,9 +10,10 @@ Objects are called what they are at the start. What a kind of question needs to 
 import random
 from collections.abc import Callable, Sequence
 
-from vlmzoo.data.scenes.draw import COLOURS, keyed
-from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, TOGETHER, Change, Clip
+from vlmzoo.data.scenes.chance import keyed
+from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, PASSING, STATIC, TOGETHER, Change, Clip
 from vlmzoo.data.scenes.text import NUMBERS, PLACES, YES_NO, Question, place, with_article
+from vlmzoo.data.scenes.world import COLOURS
 
 CLIP_KINDS = ("motion", "mover", "change", "order", "count", "place", "colour")
 STILL = "still"
@@ -152,7 +153,7 @@ def _about(clip: Clip, i: int) -> list[Change]:
 def _motions(clip: Clip, rng: random.Random) -> list[Question]:
     asked = []
     for i in range(len(clip.start.objects)):
-        ways = [change.verb for change in _about(clip, i) if change.verb not in _STATIC]
+        ways = [change.verb for change in _about(clip, i) if change.verb not in STATIC]
         noun = _noun(clip, i, rng)
         if noun and len(ways) == 1 and ways[0] in DIRECTIONS:
             asked.append(Question("motion", f"Which way does the {noun} move?", ways[0], DIRECTIONS, (i,)))
@@ -160,7 +161,7 @@ def _motions(clip: Clip, rng: random.Random) -> list[Question]:
 
 
 def _movers(clip: Clip, rng: random.Random) -> list[Question]:
-    moving = {i for change in clip.changes if change.verb not in _STATIC for i in change.things}
+    moving = {i for change in clip.changes if change.verb not in STATIC for i in change.things}
     turning = any(change.verb == "turn" for change in clip.changes)
     called = names(clip)
     if len(moving) != 1 or len(called) < 2 or turning or not all(clip.start.shown) or not all(clip.end.shown):
@@ -191,7 +192,7 @@ def _orders(clip: Clip, rng: random.Random) -> list[Question]:
     nouns = [_noun(clip, change.things[0], rng) for change in clip.changes]
     if len(first.things) == len(second.things) == 1 and all(nouns):
         told = [_DOES[change.verb][0] for change in clip.changes]
-        if first.things != second.things and not {"appear", "disappear"} & {first.verb, second.verb}:
+        if first.things != second.things and not set(PASSING) & {first.verb, second.verb}:
             pair = sorted(nouns, key=lambda noun: keyed(clip.scene.key, "pair", noun).random())  # type: ignore[arg-type]
             text = f"Which changes first, the {pair[0]} or the {pair[1]}?"
             asked.append(Question("order", text, str(nouns[0]), tuple(map(str, pair))))
@@ -250,7 +251,6 @@ def _colours(clip: Clip, rng: random.Random) -> list[Question]:
     return asked
 
 
-_STATIC = ("grow", "shrink", "appear", "disappear", "turn")  # what leaves an object at its place
 _ASKERS: dict[str, Callable[[Clip, random.Random], list[Question]]] = {
     "motion": _motions,
     "mover": _movers,

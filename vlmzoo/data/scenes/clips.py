@@ -1,16 +1,16 @@
 """The data set of clips: drawn scenes in motion, as videos of a few frames with captions or questions."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 from pydantic import PositiveInt
 
-from vlmzoo.config import Config, ConfigError
+from vlmzoo.config import Config
 from vlmzoo.data.scenes.alter import with_objects
+from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.clip_text import (
     CLIP_KINDS,
     DEEDS,
@@ -21,20 +21,22 @@ from vlmzoo.data.scenes.clip_text import (
     clip_questions,
     names,
 )
-from vlmzoo.data.scenes.draw import blank, check_layout, check_split, draw, keyed, nearest, pick
-from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, TOGETHER, VERBS, Clip, State, clip
+from vlmzoo.data.scenes.documents import TRIES, Numbered
+from vlmzoo.data.scenes.documents_source import _opened
+from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
+from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, PASSING, TOGETHER, VERBS, Clip, State, clip
 from vlmzoo.data.scenes.rows import PICTURES, _asked, _text, _truth
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, NUMBERS, Question
+from vlmzoo.data.scenes.world import check_layout, nearest
 
 Row = dict[str, Any]
 
 CLIP_ROWS = ("captions", "vqa")
-_TRIES = 4096  # every row has its own stretch of scene numbers, so that no two rows show the same clip
-_COMPANY = ("appear", "disappear", *TOGETHER)  # what needs a second object
+_COMPANY = (*PASSING, *TOGETHER)  # what needs a second object
 _CROWD = ("mover", "count")  # kinds of questions that do
 
 
-class Clips:
+class Clips(Numbered):
     """Rows of one video each.
 
     A row is {"images": [{"frames": [{"image": PIL}, ...]}], "parts", "label", "id", "source", "truth"}; `truth` holds
@@ -48,6 +50,7 @@ class Clips:
         objects: (fewest, most) objects in a clip; there is always a free cell.
         grid: cells along a side, 2 or 3.
         size: pixels along a side.
+        style: how pictures are drawn, a name of STYLES; of several, each row draws its own.
         frames: frames of every clip, at least 3.
         events: (fewest, most) things that happen in a clip with a caption, 0 to 2; a question brings its own number.
         kinds: kinds of questions, in turn; all of CLIP_KINDS by default.
@@ -58,8 +61,7 @@ class Clips:
         ValueError: an unknown name, or a number out of its range.
     """
 
-    root: Path | None = None
-    rejected: list[tuple[str, str]] = []
+    name = "scenes_clips"
 
     def __init__(
         self,
@@ -71,19 +73,23 @@ class Clips:
         objects: tuple[int, int] = (1, 2),
         grid: int = 2,
         size: int = 64,
+        style: str | Sequence[str] = "plain",
         frames: int = 8,
         events: tuple[int, int] = (0, 2),
         kinds: Sequence[str] | None = None,
         pictures: str = "drawn",
         format_prompt: bool = False,
     ) -> None:
-        check_split(split)
+        super().__init__(split, length, seed)
         check_layout(objects, grid)
         for what, value, known in (("rows", rows, CLIP_ROWS), ("pictures", pictures, PICTURES)):
             if value not in known:
                 raise ValueError(f"unknown {what} '{value}': {nearest(value, known)}")
-        least = 2 if pictures == "swapped" else 1
-        for what, number, low in (("length", length, least), ("size", size, 8), ("frames", frames, 3)):
+        for what, number, low in (
+            ("length", length, 1 + (pictures == "swapped")),
+            ("size", size, 8),
+            ("frames", frames, 3),
+        ):
             if number < low:
                 raise ValueError(f"{what} is {number}; it is at least {low}")
         if objects[1] >= grid * grid:
@@ -96,27 +102,21 @@ class Clips:
         for kind in kinds or ():
             if kind not in possible:
                 raise ValueError(f"unknown kind '{kind}': {nearest(kind, possible)}")
-        self.split, self.rows, self.pictures, self.format_prompt = split, rows, pictures, format_prompt
-        self.length, self.seed, self.size, self.frames = length, seed, size, frames
+        self.rows, self.pictures, self.format_prompt = rows, pictures, format_prompt
+        self.size, self.frames, self.styles = size, frames, check_styles(style)
         self.objects, self.grid, self.events = (objects[0], objects[1]), grid, (events[0], events[1])
         self.kinds = tuple(kinds or possible)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(self.length))
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` (0 to length - 1); raises IndexError outside."""
         shown, asked = self._found(index)
         row = self._captioned(shown) if asked is None else self._questioned(asked)
-        row["truth"] |= _told(shown)
+        row["truth"] |= _told(shown) | {"style": style_of(self.key(index), self.styles)}
         return {
             "images": [{"frames": [{"image": frame} for frame in self._frames(index, shown)]}],
             "label": None,
-            "id": f"scenes_clips/{self.split}/{index}",
-            "source": "scenes_clips",
+            "id": f"{self.name}/{self.split}/{index}",
+            "source": self.name,
             **row,
         }
 
@@ -126,17 +126,15 @@ class Clips:
 
     def _found(self, index: int) -> tuple[Clip, Question | None]:
         """The first clip of the row's stretch of numbers in which happens what its kind of row is to show."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"row {index} of a data set of {self.length}")
         kind = "captions" if self.rows == "captions" else self.kinds[index % len(self.kinds)]
-        rng = keyed(f"{self.seed}/{self.split}/{index}", "clips", kind)
+        rng = keyed(self.key(index), kind)
         plan = _PLANS[kind](self, rng)
         layout = {
             "frames": self.frames,
             "objects": (plan.fewest(self.objects), self.objects[1]),
             "grid": self.grid,
         }
-        for number in count(index * _TRIES):
+        for number in count(index * TRIES):
             shown = clip(self.seed, self.split, number, events=plan.events, verbs=plan.verbs, **layout)
             if plan.events and not any(change.verb in plan.verbs for change in shown.changes):
                 continue
@@ -165,7 +163,8 @@ class Clips:
             return [blank(self.size)] * self.frames
         if self.pictures == "swapped":
             shown = self.clip((index + self.length // 2) % self.length)
-        return [draw(shown.frame(number), self.size) for number in range(self.frames)]
+        style = style_of(self.key(index), self.styles)
+        return [draw(shown.frame(number), self.size, style) for number in range(self.frames)]
 
 
 class _Plan:
@@ -219,7 +218,7 @@ def _for_count(data: Clips, rng: random.Random) -> _Plan:
     fewest, most = max(2, data.objects[0]), data.objects[1]
     number = pick(rng, range(fewest - 1, most + 1))
     comes_or_goes = number < fewest or rng.random() < 0.5
-    verbs = ("appear", "disappear") if comes_or_goes else VERBS
+    verbs = PASSING if comes_or_goes else VERBS
     return _Plan(pick(rng, (1, 2)), verbs, NUMBERS[number], crowd=True)
 
 
@@ -286,6 +285,7 @@ class ClipsConfig(Config):
     objects: tuple[int, int] = (1, 2)
     grid: int = 2
     size: int = 64
+    style: str | tuple[str, ...] = "plain"
     frames: int = 8
     events: tuple[int, int] = (0, 2)
     kinds: tuple[str, ...] | None = None
@@ -298,7 +298,4 @@ class ClipsConfig(Config):
         Raises:
             ConfigError: an unknown name or a number out of its range.
         """
-        try:
-            return Clips(**self.model_dump(exclude={"kind"}))
-        except ValueError as error:
-            raise ConfigError(f"data: {error}") from None
+        return _opened(Clips, self)

@@ -37,6 +37,7 @@ class Demonstrations(Interleaved):
     `objects`, one a picture.
 
     Args:
+        split, length, seed, size, style: of :class:`Interleaved`.
         task: "recognition" or "words".
         attributes: what may be asked for; by default all three, with made-up words colour and shape.
         shots: (fewest, most) demonstrations before the query.
@@ -72,8 +73,9 @@ class Demonstrations(Interleaved):
         ways: int = 2,
         tail: float = 0.0,
         pictures: str = "drawn",
+        style: str | Sequence[str] = "plain",
     ) -> None:
-        super().__init__(split, length, seed, size)
+        super().__init__(split, length, seed, size, style)
         for what, value, known in (
             ("task", task, TASKS),
             ("order", order, ORDERS),

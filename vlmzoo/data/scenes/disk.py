@@ -1,112 +1,83 @@
-"""Scenes as files, in the layouts that other programs read: LLaVA's json, and COCO's captions and instances."""
+"""The embedded data as files, in the layouts that other programs read."""
 
-import json
+from __future__ import annotations
+
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmzoo.data.scenes.rows import Scenes
-from vlmzoo.data.scenes.text import CLASS_NAMES, DESCRIBE
-from vlmzoo.data.scenes.world import NOVEL_CLASSES, nearest
+from vlmzoo.config import ConfigError, nearest, part_config
+from vlmzoo.data.layouts import LAYOUTS, Written
+from vlmzoo.data.layouts import write as write_rows
+from vlmzoo.data.scenes.text import CLASS_NAMES
+from vlmzoo.data.scenes.world import NOVEL_CLASSES
+from vlmzoo.data.sources.base import Source
 
-Written = dict[str, Any]
+ROWS = {
+    "llava": "dialogue",
+    "messages": "dialogue",
+    "imagefolder": "labels",
+}  # of "scenes"; captions in the others
+PREFIX = "scenes"
 
-LAYOUTS = ("llava", "coco")
-IMAGES = "images"
+
+def open_scenes(dataset: str, layout: str, **fields: Any) -> Source:
+    """An embedded data set by its name in the registry; of ``scenes``, the rows that suit the layout by default.
+
+    Raises:
+        ConfigError: no embedded data set of that name, or a wrong field.
+    """
+    if dataset.split("_")[0] != PREFIX:
+        raise ConfigError(
+            f"dataset {dataset!r} is none of the embedded ones, whose names start with {PREFIX!r}"
+        )
+    if dataset == PREFIX and layout in LAYOUTS:
+        fields = {"rows": ROWS.get(layout, "captions"), **fields}
+    return part_config("datasets", {"kind": dataset, **fields}, "scenes").open()
+
+
+def layout_options(source: Source, layout: str) -> dict[str, Any]:
+    """What a layout needs to know of the scenes: COCO's categories, equal in all splits that share classes."""
+    if layout != "coco":
+        return {}
+    novel = getattr(source, "split", None) == "novel"
+    names = tuple(" ".join(kind) for kind in NOVEL_CLASSES) if novel else CLASS_NAMES
+    return {"categories": tuple(names)}
 
 
 def write(
     folder: str | os.PathLike[str],
     *,
     layout: str = "llava",
-    split: str = "train",
-    rows: str | None = None,
-    length: int = 100,
-    seed: int = 0,
-    objects: tuple[int, int] = (1, 4),
-    grid: int = 2,
-    size: int = 64,
+    dataset: str = PREFIX,
+    options: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> Path:
-    """Write `length` scenes to `folder`: PNG files under images/ and the layout's json beside them.
+    """Write an embedded data set to a new folder; returns it.
 
-    "llava" writes llava.json: [{id, image, conversations: [{from: human | gpt, value}]}], of `rows` "dialogue"
-    (the default), "vqa" or "captions". "coco" writes coco.json (images, all captions of each, categories of the
-    64 classes) and instances.json (the same images, with a box in pixels per object).
+    Args:
+        folder: appears complete or not at all. layout: a name in ``vlmzoo.data.layouts.LAYOUTS``. dataset: a name in the
+            registry. options: of the layout. fields: of the data set's config (``split``, ``rows``, ``length``, ...).
 
-    The folder appears complete or not at all. Returns it. Raises ValueError for a wrong argument and
-    FileExistsError if `folder` exists and is not an empty folder.
+    Raises:
+        ConfigError: an unknown name or a wrong value, rows that the layout cannot hold.
+        FileExistsError: ``folder`` exists and is not an empty folder.
     """
+    return write_scenes(folder, layout, dataset, fields, options or {}).folder
+
+
+def write_scenes(
+    folder: str | os.PathLike[str],
+    layout: str,
+    dataset: str,
+    fields: dict[str, Any],
+    options: dict[str, Any],
+    progress: Any = None,
+) -> Written:
+    """:func:`write`, with its account of what was written."""
     if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout '{layout}': {nearest(layout, LAYOUTS)}")
-    rows = rows or ("dialogue" if layout == "llava" else "captions")
-    allowed = ("dialogue", "vqa", "captions") if layout == "llava" else ("captions",)
-    if rows not in allowed:
-        raise ValueError(f"layout '{layout}' cannot hold rows '{rows}': {nearest(rows, allowed)}")
-    data = Scenes(split, rows, length=length, seed=seed, objects=objects, grid=grid, size=size)
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        _fill(building, data, _LAYOUTS[layout])
-        building.chmod(0o755)
-        building.replace(target)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    return target
-
-
-def _fill(folder: Path, data: Scenes, describe: Callable[[list[Written], Scenes], dict[str, Any]]) -> None:
-    """Write the pictures, then the json files, whose rows keep the picture's file name in place of the picture."""
-    (folder / IMAGES).mkdir()
-    kept = []
-    for index in range(len(data)):
-        row = data[index]
-        name = f"{data.split}_{index:06d}.png"
-        row["images"][0]["image"].save(folder / IMAGES / name)
-        kept.append({**row, "images": [{"path": f"{IMAGES}/{name}"}]})
-    for name, content in describe(kept, data).items():
-        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def _llava(rows: list[Written], data: Scenes) -> dict[str, Any]:
-    return {"llava.json": [_conversation(row) for row in rows]}
-
-
-def _conversation(row: Written) -> Written:
-    said = [(part["role"], part["text"]) for part in row["parts"] if part["type"] == "text"]
-    if said[0][0] == "text":
-        said = [("user", DESCRIBE), ("assistant", said[0][1])]
-    turns = [{"from": "human" if role == "user" else "gpt", "value": text} for role, text in said]
-    turns[0]["value"] = f"<image>\n{turns[0]['value']}"
-    return {"id": row["id"], "image": row["images"][0]["path"], "conversations": turns}
-
-
-def _coco(rows: list[Written], data: Scenes) -> dict[str, Any]:
-    names = [" ".join(kind) for kind in NOVEL_CLASSES] if data.split == "novel" else list(CLASS_NAMES)
-    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(names, 1)]
-    images, said, seen = [], [], []
-    for i, row in enumerate(rows, 1):
-        # COCO's file names leave out the folder of the pictures.
-        name = Path(row["images"][0]["path"]).name
-        images.append({"id": i, "file_name": name, "width": data.size, "height": data.size})
-        for text in row["truth"]["captions"]:
-            said.append({"id": len(said) + 1, "image_id": i, "caption": text})
-        for thing in row["truth"]["objects"]:
-            x0, y0, x1, y1 = (round(edge * data.size, 2) for edge in thing["box"])
-            edges = [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]
-            area = round(edges[2] * edges[3], 2)
-            seen.append({"id": len(seen) + 1, "image_id": i, "category_id": names.index(thing["name"]) + 1}
-                        | {"bbox": edges, "area": area, "iscrowd": 0})  # fmt: skip
-    return {
-        "coco.json": {"images": images, "annotations": said},
-        "instances.json": {"images": images, "annotations": seen, "categories": categories},
-    }
-
-
-_LAYOUTS: dict[str, Callable[[list[Written], Scenes], dict[str, Any]]] = {"llava": _llava, "coco": _coco}
+        raise ConfigError(f"unknown layout {layout!r}: {nearest(layout, LAYOUTS)}")
+    source = open_scenes(dataset, layout, **fields)
+    return write_rows(
+        source, folder, layout, progress=progress, **{**layout_options(source, layout), **options}
+    )

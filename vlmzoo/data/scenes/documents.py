@@ -1,13 +1,13 @@
 """Interleaved documents: pictures with true captions between them, and sentences that need earlier pictures."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vlmzoo.data.scenes.draw import draw
+from vlmzoo.data.scenes.draw import check_styles, draw, style_of
 from vlmzoo.data.scenes.rows import _image, _text, _truth
 from vlmzoo.data.scenes.sentences import ATTRIBUTES, ORDINALS, Sentence, reference
 from vlmzoo.data.scenes.text import caption
@@ -70,13 +70,15 @@ class Interleaved(Numbered):
 
     Args:
         split, length, seed: of :class:`Numbered`. size: pixels along a side of each picture.
+        style: how pictures are drawn, a name of STYLES; of several, each row draws its own.
 
     Raises:
-        ValueError: an unknown split, or a number out of its range.
+        ValueError: an unknown name, or a number out of its range.
     """
 
-    def __init__(self, split: str, length: int, seed: int, size: int) -> None:
+    def __init__(self, split: str, length: int, seed: int, size: int, style: str | Sequence[str]) -> None:
         super().__init__(split, length, seed)
+        self.styles = check_styles(style)
         if size < 8:
             raise ValueError(f"size is {size}; it is at least 8")
         self.size = size
@@ -87,7 +89,11 @@ class Interleaved(Numbered):
 
     def image(self, index: int, slot: int, shown: Scene) -> Image.Image:
         """The picture of a scene, which stands in place `slot` of row `index`."""
-        return draw(shown, self.size)
+        return draw(shown, self.size, self.style(index))
+
+    def style(self, index: int) -> str:
+        """How the pictures of row `index` are drawn."""
+        return style_of(self.key(index), self.styles)
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` (0 to length - 1); raises IndexError outside."""
@@ -103,7 +109,7 @@ class Interleaved(Numbered):
             "label": None,
             "id": f"{self.name}/{self.split}/{index}",
             "source": self.name,
-            "truth": {**truth, "objects": things},
+            "truth": {**truth, "style": self.style(index), "objects": things},
         }
 
 
@@ -117,12 +123,13 @@ class Documents(Interleaved):
     the number of its `picture`.
 
     Args:
+        split, length, seed, size, style: of :class:`Interleaved`.
         pictures: (fewest, most) pictures of a document.
         objects: (fewest, most) objects of a picture. grid: cells along a side, 2 or 3.
         references: share of the texts between the first and the last that have a second sentence.
 
     Raises:
-        ValueError: an unknown split, or a number out of its range.
+        ValueError: an unknown name, or a number out of its range.
     """
 
     name = "scenes_documents"
@@ -138,8 +145,9 @@ class Documents(Interleaved):
         objects: tuple[int, int] = (1, 2),
         grid: int = 2,
         references: float = 0.75,
+        style: str | Sequence[str] = "plain",
     ) -> None:
-        super().__init__(split, length, seed, size)
+        super().__init__(split, length, seed, size, style)
         check_layout(objects, grid)
         if len(pictures) != 2 or not 2 <= pictures[0] <= pictures[1] <= len(ORDINALS):
             raise ValueError(

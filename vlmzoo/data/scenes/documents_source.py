@@ -53,6 +53,7 @@ class DocumentsConfig(Config):
     objects: tuple[int, int] = (1, 2)
     grid: int = 2
     references: float = 0.75
+    style: str | tuple[str, ...] = "plain"
 
     def open(self) -> Documents:
         """The source.
@@ -80,6 +81,7 @@ class DemonstrationsConfig(Config):
     ways: int = 2
     tail: float = 0.0
     pictures: str = "drawn"
+    style: str | tuple[str, ...] = "plain"
 
     def open(self) -> Demonstrations:
         """The source.

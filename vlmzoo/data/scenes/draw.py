@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.forms import Floats, distance
-from vlmzoo.data.scenes.world import SPLITS, Background, Scene, keyed, nearest, pick
+from vlmzoo.data.scenes.signs import paint_sign
+from vlmzoo.data.scenes.world import SPLITS, Background, Scene, nearest
 
 STYLES = ("plain", "outline", "textured", "sketch", "inverted", "noisy")
 VARIANTS = (0, 1, 2, 3)  # of a texture or of a hand's wobble, drawn for each object
@@ -63,6 +65,8 @@ def draw(scene: Scene, size: int = 64, style: str = "plain") -> Image.Image:
     canvas = _ground(scene.background, size)  # [size, size, 3]
     if style in _GROUNDS:
         canvas = _GROUNDS[style](canvas)
+    if scene.sign:
+        paint_sign(canvas, scene.sign)
     _paint(canvas, scene, style)
     if style in _FINISHES:
         canvas = _FINISHES[style](canvas, scene)
@@ -72,7 +76,7 @@ def draw(scene: Scene, size: int = 64, style: str = "plain") -> Image.Image:
 
 
 def blank(size: int = 64) -> Image.Image:
-    """A picture that says nothing: even grey, RGB, `size` x `size`."""
+    """A picture that says nothing: even grey, RGB, `size` x `size`. It is the same in every split."""
     return Image.new("RGB", (size, size), (128, 128, 128))
 
 

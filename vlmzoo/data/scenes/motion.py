@@ -7,13 +7,14 @@ frame never tell which came first. Lengths are in cells, as in draw.py.
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from vlmzoo.data.scenes.alter import repainted, resized, with_objects
-from vlmzoo.data.scenes.draw import COLOURS, SIZES, Object, Scene, keyed, pick, scene, shuffled
+from vlmzoo.data.scenes.chance import keyed, pick, shuffled
+from vlmzoo.data.scenes.world import COLOURS, SIZES, Object, Scene, scene
 
 DIRECTIONS = ("left", "right", "up", "down")
 ALONE = (*DIRECTIONS, "grow", "shrink", "appear", "disappear", "turn")  # what one object does
@@ -21,10 +22,13 @@ TOGETHER = ("swap", "approach", "part")  # what two do
 VERBS = ALONE + TOGETHER
 
 _STEPS = {"left": ("col", -1), "right": ("col", 1), "up": ("row", -1), "down": ("row", 1)}
-_SUDDEN = ("appear", "disappear", "turn")
+PASSING = ("appear", "disappear")
+_SUDDEN = (*PASSING, "turn")
+STATIC = ("grow", "shrink", *_SUDDEN)  # what leaves an object at its place
 _APART = (
     0.85  # centres of two objects, as a share of the sum of their radii: closer ones would hide each other
 )
+_OVER = 0.06  # by how much an object may leave the board on its way, in cells
 _TRAVEL = 0.45  # the least by which the distance of two objects changes when they approach or part, in cells
 
 
@@ -94,9 +98,12 @@ class Clip:
         return state
 
     def frame(self, number: int) -> Scene:
-        """The scene to draw for a frame."""
+        """The scene to draw for a frame. Its objects stand in the clip's order, those that come or go last: what a style
+        draws for each object by its place, a texture say, then stays with it."""
         state = self.state(number)
-        return with_objects(self.scene, [state.objects[i] for i in state.present])
+        passing = {i for change in self.changes if change.verb in PASSING for i in change.things}
+        there = sorted(state.present, key=lambda i: (i in passing, i))
+        return replace(self.scene, objects=tuple(state.objects[i] for i in there))
 
     def reordered(self) -> "Clip":
         """The clip in which the same happens in the other order; its first and last frames are the same."""
@@ -135,31 +142,46 @@ def clip(
     """
     shown = scene(seed, split, number, objects=objects, grid=grid)
     rng = keyed(shown.key, "clip")
-    start = State(shown.objects, (True,) * len(shown.objects))
-    changes: tuple[Change, ...] = ()
-    if events:
-        start, first = _chosen(rng, start, shown, verbs, ())
-        changes = (first,)
-    if events == 2:
-        start, second = _chosen(rng, start, shown, VERBS, changes)
-        changes = (first, second) if rng.random() < 0.5 else (second, first)
+    start, changes = _happening(rng, State(shown.objects, (True,) * len(shown.objects)), shown, events, verbs)
     spans = _spans(rng, [change.verb in _SUDDEN for change in changes], frames)
     opened = with_objects(shown, [start.objects[i] for i in start.present])
     return Clip(opened, start, changes, spans, frames)
 
 
-def _chosen(
+def _happening(
+    rng: random.Random, start: State, shown: Scene, events: int, verbs: Sequence[str]
+) -> tuple[State, tuple[Change, ...]]:
+    """So many changes, one of them of these verbs if that can be, and the start they need."""
+    if not events:
+        return start, ()
+    for opened, first in _options(rng, start, shown, verbs, ()):
+        if events == 1:
+            return opened, (first,)
+        for ready, second in _options(rng, opened, shown, VERBS, (first,)):
+            return ready, (first, second) if rng.random() < 0.5 else (second, first)
+    raise AssertionError(
+        f"nothing can happen in scene {shown.key}"
+    )  # a lone object can move, and grow or shrink
+
+
+def _options(
     rng: random.Random, start: State, shown: Scene, verbs: Sequence[str], before: tuple[Change, ...]
-) -> tuple[State, Change]:
-    """One change, the verb first, and the start it needs; beside `before` it leads to one end in either order."""
+) -> Iterator[tuple[State, Change]]:
+    """Changes, the verb drawn first, with the start each needs; beside `before` in either order to one end."""
     wanted = shuffled(rng, verbs)
     for verb in [*wanted, *(verb for verb in shuffled(rng, VERBS) if verb not in wanted)]:
         for opened, change in shuffled(rng, _WAYS[verb](rng, start, shown, verb)):
             orders = list(itertools.permutations((*before, change)))
             ends = {_played(opened, order, shown.grid) for order in orders}
-            if len(ends) == 1 and None not in ends:
-                return opened, change
-    raise AssertionError(f"nothing can happen in scene {shown.key}")  # an object can always grow or shrink
+            if len(ends) == 1 and None not in ends and not _tangled(*before, change):
+                yield opened, change
+
+
+def _tangled(*changes: Change) -> bool:
+    """Whether two objects that approach or part are moved by another change too: it would turn their line."""
+    moves = [set(change.things) for change in changes if change.verb not in STATIC]
+    meet = any(change.verb in ("approach", "part") for change in changes)
+    return meet and len(moves) == 2 and bool(moves[0] & moves[1])
 
 
 def _played(state: State, changes: Sequence[Change], grid: int) -> State | None:
@@ -184,7 +206,11 @@ def _crowded(state: State, grid: int) -> bool:
         math.dist(_centre(a), _centre(b)) < _APART * (a.scale + b.scale)
         for a, b in itertools.combinations(there, 2)
     )
-    return near or not there or any(not 0 < at < grid for thing in there for at in _centre(thing))
+    room = [(thing.scale - _OVER, grid - thing.scale + _OVER) for thing in there]
+    out = any(
+        not low < at < high for thing, (low, high) in zip(there, room, strict=True) for at in _centre(thing)
+    )
+    return near or out or not there
 
 
 def _centre(thing: Object) -> tuple[float, float]:

@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from vlmzoo.config import Config, ConfigError
+from vlmzoo.data.scenes.noise import NOISES
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import ANSWERS, CLASS_TEMPLATES, with_article
-from vlmzoo.data.scenes.world import CLASSES, COLOURS, NOVEL_CLASSES, SHAPES, SIZES
+from vlmzoo.data.scenes.world import COLOURS, SHAPES, SIZES, classes_of
 
 
 class ScenesSource(Scenes):
@@ -22,8 +23,7 @@ class ScenesSource(Scenes):
     @property
     def class_names(self) -> list[str]:
         """Names of the classes that ``label`` counts, with their articles."""
-        pool = NOVEL_CLASSES if self.split == "novel" else CLASSES
-        return [with_article(" ".join(kind)) for kind in pool]
+        return [with_article(" ".join(kind)) for kind in classes_of(self.split)]
 
     @property
     def class_templates(self) -> tuple[str, ...]:
@@ -53,6 +53,9 @@ class ScenesConfig(Config):
     detail: str = "any"
     kinds: tuple[str, ...] | None = None
     style: str | tuple[str, ...] = "plain"
+    signs: float = 0.0
+    noise: float = 0.0
+    noise_kinds: str | tuple[str, ...] = NOISES
 
     def open(self) -> ScenesSource:
         """The source.

@@ -6,21 +6,13 @@ other object of the scene, and their wording alone does not give the answer away
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vlmzoo.data.scenes.world import (
-    CLASSES,
-    COLOURS,
-    SHAPES,
-    SIZES,
-    Object,
-    Scene,
-    box,
-    keyed,
-    pick,
-    shuffled,
-)
+from vlmzoo.data.scenes.chance import keyed, pick, shuffled
+from vlmzoo.data.scenes.signs import DOTS, Sign, sign_texts
+from vlmzoo.data.scenes.world import CLASSES, COLOURS, SHAPES, SIZES, SPLITS, Object, Scene, box
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLACES: dict[int, tuple[str, ...]] = {
@@ -35,6 +27,7 @@ SIDES = ("left", "right", "above", "below")
 YES_NO = ("yes", "no")
 
 KINDS = ("colour", "shape", "size", "place", "count", "presence", "relation")
+MORE_KINDS = ("colour_count", "shape_count", "text")
 ANSWERS: dict[str, tuple[str, ...]] = {
     "colour": COLOURS,
     "shape": SHAPES,
@@ -43,6 +36,9 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "count": NUMBERS,
     "presence": YES_NO,
     "relation": SIDES,
+    "colour_count": NUMBERS,
+    "shape_count": NUMBERS,
+    "text": tuple(dict.fromkeys(text for split in SPLITS for text in sign_texts(split))),
 }
 
 CLASS_NAMES = tuple(" ".join(kind) for kind in CLASSES)
@@ -56,8 +52,9 @@ FORMAT_PROMPT = "Answer the question using a single word or phrase."
 @dataclass(frozen=True)
 class Question:
     """A question with its one true answer. `choices` holds the answers possible for this wording, so chance is
-    1 / len(choices). `about`: indices of the objects concerned, `asks` and `tells`: what has to be known of them
-    to answer, and what is known of them afterwards (used to keep a conversation from answering itself)."""
+    1 / len(choices). What keeps a conversation from answering itself: `about`, indices of the objects concerned (a
+    sign counts as the last); `asks` and `tells`, what has to be known of them to answer, and what is known of them
+    afterwards; `names`, the colour and the shape whose presence or number is asked for."""
 
     kind: str
     question: str
@@ -66,6 +63,7 @@ class Question:
     about: tuple[int, ...] = ()
     asks: tuple[str, ...] = ()
     tells: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
 
 
 def with_article(noun: str) -> str:
@@ -83,13 +81,21 @@ def place(thing: Object, grid: int) -> str:
     return PLACES[grid][thing.row * grid + thing.col]
 
 
+def sign_place(sign: Sign, grid: int) -> str:
+    """Where a sign is, in words: the one of PLACES[grid] that holds its middle."""
+    left, top, right, bottom = sign.edges
+    col, row = (int(grid * (low + high) / 2 / DOTS) for low, high in ((left, right), (top, bottom)))
+    return PLACES[grid][row * grid + col]
+
+
 def boxes(scene: Scene) -> list[tuple[str, tuple[float, float, float, float]]]:
     """(name, (x0, y0, x1, y1)) of each object, tight to the drawn shape, fractions of the picture."""
     return [(thing.name, box(thing, scene.grid)) for thing in scene.objects]
 
 
 def captions(scene: Scene) -> list[str]:
-    """All captions of a scene: every one true, objects in reading order, from short to long."""
+    """The captions of a scene: every one true, objects in reading order, from short to long. A sign is named by
+    each of them, with its place by those that give places."""
     places = [_at(place(thing, scene.grid)) for thing in scene.objects]
     short = [with_article(thing.name) for thing in scene.objects]
     sized = [with_article(f"{thing.size} {thing.name}") for thing in scene.objects]
@@ -97,18 +103,43 @@ def captions(scene: Scene) -> list[str]:
     full = [f"{noun} {where}" for noun, where in zip(sized, places, strict=True)]
     if len(short) == 1:
         said = [template.format(short[0]) for template in CLASS_TEMPLATES]
-        said += [f"a picture of {sized[0]}.", f"{placed[0]}."]
-        return [*said, f"{full[0]}.", f"there is {full[0]}.", f"one shape: {full[0]}."]
-    number = NUMBERS[len(short)]
+        said += [f"a picture of {sized[0]}."]
+        where = [f"{placed[0]}.", f"{full[0]}.", f"there is {full[0]}.", f"one shape: {full[0]}."]
+    else:
+        number = NUMBERS[len(short)]
+        said = [f"{_listed(short)}.", f"a picture of {_listed(short)}.", _related(scene)]
+        said += [f"{number} shapes: {_listed(sized)}."]
+        where = [f"{_listed(placed)}.", f"{_listed(full)}.", f"there are {number} shapes: {_listed(full)}."]
+    return [_signed(scene, text) for text in said] + [_signed(scene, text, placed=True) for text in where]
+
+
+def relation_captions(scene: Scene) -> list[str]:
+    """How any two of the objects stand to each other, both ways round; none for a lone object."""
+    pairs = itertools.permutations(scene.objects, 2)
     return [
-        f"{_listed(short)}.",
-        f"a picture of {_listed(short)}.",
-        _related(scene),
-        f"{number} shapes: {_listed(sized)}.",
-        f"{_listed(placed)}.",
-        f"{_listed(full)}.",
-        f"there are {number} shapes: {_listed(full)}.",
+        _signed(scene, f"{with_article(first.name)} {way} {with_article(second.name)}.")
+        for first, second in pairs
+        for way in _ways(first, second)
     ]
+
+
+def count_captions(scene: Scene) -> list[str]:
+    """How many shapes there are of each colour, and how many of each shape."""
+    colours, shapes = (
+        Counter(getattr(thing, what) for thing in scene.objects) for what in ("colour", "shape")
+    )
+    number = len(scene.objects)
+    by_colour = [f"{NUMBERS[n]} {_plural(f'{colour} shape', n)}" for colour, n in colours.items()]
+    by_shape = [f"{NUMBERS[n]} {_plural(shape, n)}" for shape, n in shapes.items()]
+    total = f"{NUMBERS[number]} {_plural('shape', number)}"
+    parts = [f"{NUMBERS[n]} {colour}" for colour, n in colours.items()]
+    said = [
+        _listed(by_colour),
+        _listed(by_shape),
+        f"{total}: {_listed(parts)}",
+        f"{total}: {_listed(by_shape)}",
+    ]
+    return [_signed(scene, f"{text}.") for text in said]
 
 
 def caption(scene: Scene, key: int) -> str:
@@ -117,34 +148,52 @@ def caption(scene: Scene, key: int) -> str:
 
 
 def questions(scene: Scene, kinds: Sequence[str] = KINDS) -> list[Question]:
-    """All questions of the given kinds, kind by kind. A scene of one object has none of kind "relation"."""
+    """All questions of the given kinds (of KINDS and MORE_KINDS), kind by kind. A scene of one object has none of
+    kind "relation", a scene without a sign none of kind "text"."""
     return [question for kind in kinds for question in _ASKERS[kind](scene, keyed(scene.key, kind))]
 
 
-def conversation(scene: Scene, turns: int) -> list[Question]:
-    """Up to `turns` questions in an order that never gives an answer away.
+def conversation(scene: Scene, turns: int, kinds: Sequence[str] = KINDS) -> list[Question]:
+    """Up to `turns` questions of the given kinds, in an order that never gives an answer away.
 
     "Where is the red circle?" would answer a later "What shape is red?"; such a question is left out, and a
     conversation is therefore often shorter than `turns`.
     """
     chosen: list[Question] = []
     known: set[tuple[int, str]] = set()
-    for question in _in_turn(scene):
-        asked = [(i, what) in known for i in question.about for what in question.asks]
-        # Presence rests on colour and shape together: it is given away only once both are known.
-        told = all(asked) if question.kind == "presence" else any(asked)
-        if not told or not asked:
+    absent: set[tuple[str, str]] = set()
+    for question in _in_turn(scene, kinds):
+        if not _given_away(scene, question, known, absent):
             chosen.append(question)
             known.update((i, what) for i in question.about for what in question.tells)
+            if question.answer in ("no", NUMBERS[0]) and len(question.names) == 1:
+                absent.update(question.names)
         if len(chosen) == turns:
             break
     return chosen
 
 
-def _in_turn(scene: Scene) -> list[Question]:
+def _given_away(
+    scene: Scene, question: Question, known: set[tuple[int, str]], absent: set[tuple[str, str]]
+) -> bool:
+    """Whether what was said before answers a question: what is `known` of the objects, and the colours and shapes
+    that are known to be `absent`."""
+    if absent.intersection(question.names):
+        return True
+    if question.kind != "presence":
+        return any((i, what) in known for i in question.about for what in question.asks)
+    # Presence rests on all that is named together: "yes" once some object is known to fit, "no" once none can.
+    fits = [
+        [getattr(thing, what) == word if (i, what) in known else None for what, word in question.names]
+        for i, thing in enumerate(scene.objects)
+    ]
+    return any(all(fit) for fit in fits) or all(False in fit for fit in fits)
+
+
+def _in_turn(scene: Scene, kinds: Sequence[str]) -> list[Question]:
     """All questions of a scene, one of each kind in random order, then a second of each, and so on."""
     rng = keyed(scene.key, "conversation")
-    by_kind = [shuffled(rng, questions(scene, [kind])) for kind in KINDS]
+    by_kind = [shuffled(rng, questions(scene, [kind])) for kind in kinds]
     rounds = itertools.zip_longest(*by_kind)
     return [question for asked in rounds for question in shuffled(rng, asked) if question]
 
@@ -154,19 +203,36 @@ def _at(where: str) -> str:
 
 
 def _listed(nouns: Sequence[str]) -> str:
-    return f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+    return f"{', '.join(nouns[:-1])} and {nouns[-1]}" if len(nouns) > 1 else nouns[0]
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else noun + ("es" if noun.endswith("s") else "s")
+
+
+def _signed(scene: Scene, text: str, placed: bool = False) -> str:
+    """A caption that also says what is on the sign, where there is one."""
+    if scene.sign is None:
+        return text
+    where = f" {_at(sign_place(scene.sign, scene.grid))}" if placed else ""
+    return f"{text[:-1]}, and a sign that says {scene.sign.text}{where}."
 
 
 def _related(scene: Scene) -> str:
     """A sentence on how two of the objects stand to each other."""
     rng = keyed(scene.key, "related")
     first, second = shuffled(rng, scene.objects)[:2]
+    return f"{with_article(first.name)} {pick(rng, _ways(first, second))} {with_article(second.name)}."
+
+
+def _ways(first: Object, second: Object) -> list[str]:
+    """How the first object stands to the second: one side, or two."""
     ways = []
     if first.col != second.col:
         ways.append(f"to the {'left' if first.col < second.col else 'right'} of")
     if first.row != second.row:
         ways.append("above" if first.row < second.row else "below")
-    return f"{with_article(first.name)} {pick(rng, ways)} {with_article(second.name)}."
+    return ways
 
 
 def _unique(scene: Scene, thing: Object, *attributes: str) -> bool:
@@ -226,6 +292,9 @@ def _places(scene: Scene, rng: random.Random) -> list[Question]:
         answer, choices = place(thing, scene.grid), PLACES[scene.grid]
         text = f"Where is the {noun}?"
         asked.append(Question("place", text, answer, choices, (i,), ("place",), ("place", *named)))
+    if scene.sign:
+        answer, choices, i = sign_place(scene.sign, scene.grid), PLACES[scene.grid], len(scene.objects)
+        asked.append(Question("place", "Where is the sign?", answer, choices, (i,), ("place",), ("place",)))
     return asked
 
 
@@ -241,6 +310,36 @@ def _counts(scene: Scene, rng: random.Random) -> list[Question]:
     return asked
 
 
+def _colour_counts(scene: Scene, rng: random.Random) -> list[Question]:
+    return [_count_of(scene, rng, "colour", COLOURS)]
+
+
+def _shape_counts(scene: Scene, rng: random.Random) -> list[Question]:
+    return [_count_of(scene, rng, "shape", SHAPES)]
+
+
+def _count_of(scene: Scene, rng: random.Random, attribute: str, words: Sequence[str]) -> Question:
+    """The answer is drawn first, evenly from the numbers that some colour or shape has here (zero among them)."""
+    numbers: dict[int, list[str]] = {}
+    for word in words:
+        numbers.setdefault(sum(getattr(o, attribute) == word for o in scene.objects), []).append(word)
+    number = pick(rng, sorted(numbers))
+    word = pick(rng, numbers[number])
+    noun = f"{word} shapes" if attribute == "colour" else _plural(word, 2)
+    everything = tuple(range(len(scene.objects)))
+    return Question(
+        f"{attribute}_count", f"How many {noun} are there?", NUMBERS[number], NUMBERS[: scene.grid**2 + 1],
+        everything, (attribute,), (attribute,), ((attribute, word),),
+    )  # fmt: skip
+
+
+def _texts(scene: Scene, rng: random.Random) -> list[Question]:
+    if scene.sign is None:
+        return []
+    choices, i = sign_texts(scene.split), len(scene.objects)
+    return [Question("text", "What does the sign say?", scene.sign.text, choices, (i,), ("text",), ("text",))]
+
+
 def _presences(scene: Scene, rng: random.Random) -> list[Question]:
     """One question on a pair of colour and shape per object and one on a lone colour or shape, each decided by
     its own coin. What a "no" names is drawn by a symmetric step from what is there, so that over many scenes
@@ -253,7 +352,9 @@ def _presences(scene: Scene, rng: random.Random) -> list[Question]:
             kind, answer = _absent(scene, thing, named, rng), "no"
             named.add(kind)
         text = f"Is there {with_article(' '.join(kind))}?"
-        asked.append(_presence(text, answer, i, ("colour", "shape")))
+        tells = ("colour", "shape") if answer == "yes" else ()
+        names = tuple(zip(("colour", "shape"), kind, strict=True))
+        asked.append(Question("presence", text, answer, YES_NO, (i,), ("colour", "shape"), tells, names))
     i = int(rng.random() * len(scene.objects))
     attribute, words = pick(rng, [("colour", COLOURS), ("shape", SHAPES)])
     word, answer = getattr(scene.objects[i], attribute), "yes"
@@ -261,13 +362,9 @@ def _presences(scene: Scene, rng: random.Random) -> list[Question]:
     if others and rng.random() < 0.5:
         word, answer = pick(rng, others), "no"
     noun = f"{word} shape" if attribute == "colour" else word
-    return [*asked, _presence(f"Is there {with_article(noun)}?", answer, i, (attribute,))]
-
-
-def _presence(text: str, answer: str, about: int, attributes: tuple[str, ...]) -> Question:
-    return Question(
-        "presence", text, answer, YES_NO, (about,), attributes, attributes if answer == "yes" else ()
-    )
+    text, tells = f"Is there {with_article(noun)}?", (attribute,) if answer == "yes" else ()
+    names = ((attribute, word),)
+    return [*asked, Question("presence", text, answer, YES_NO, (i,), (attribute,), tells, names)]
 
 
 def _absent(scene: Scene, thing: Object, named: set[tuple[str, str]], rng: random.Random) -> tuple[str, str]:
@@ -307,4 +404,7 @@ _ASKERS: dict[str, Callable[[Scene, random.Random], list[Question]]] = {
     "count": _counts,
     "presence": _presences,
     "relation": _relations,
+    "colour_count": _colour_counts,
+    "shape_count": _shape_counts,
+    "text": _texts,
 }

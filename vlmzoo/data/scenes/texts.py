@@ -17,6 +17,7 @@ class Texts(Numbered):
     so that a language model knows the form before it is frozen. `truth` says the `kind`.
 
     Args:
+        split, length, seed: of :class:`Numbered`.
         kinds: of the texts, all by default; they take turns, so a kind named twice comes twice.
         objects: (fewest, most) objects of the scenes that captions and questions speak of. grid: cells, 2 or 3.
         shots: (fewest, most) demonstrations of the texts of kind "demonstrations".

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.loop import Result, over_ranks, pick_samples
 from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, device_of, merged_by_file, sample, truth_of
-from vlmzoo.evaluate.tasks.classes import class_names, classification, labels_of
+from vlmzoo.evaluate.tasks.classes import check_groups, class_names, classification, labels_of
 from vlmzoo.processing.processor import Processor, join_pictures
 from vlmzoo.types import Aligns, Row, move
 
@@ -92,6 +92,7 @@ class ZeroShot(Task):
         """All rows; each has one picture and the number of a class."""
         labels_of(self, rows, class_names(self, source, self.config.classes))
         one_picture(self, rows)
+        check_groups(self, rows, self.config.groups)
         return rows
 
     def judge(self, job: Job) -> Result:
@@ -103,7 +104,7 @@ class ZeroShot(Task):
         images = image_vectors(job, job.rows, self.config.batch_size)
         logits = images @ head.float().cpu().T  # [N, C]
         right = metrics.top_k(logits, torch.tensor(labels))
-        found, table = classification(self, job.rows, right, labels, classes, self.config.groups)
+        found, table = classification(job.rows, right, labels, classes, self.config.groups)
         if len(classes) > 5:
             found |= metrics.named(
                 "accuracy_top5", metrics.accuracy(metrics.top_k(logits, torch.tensor(labels), 5))
@@ -200,8 +201,10 @@ class Retrieval(Task):
         right: dict[str, list[bool]] = {way: [] for way in WAYS}
         whole: dict[str, list[bool]] = {way: [] for way in WAYS}
         sizes = []
-        for name in dict.fromkeys(names):
-            members = [i for i, other in enumerate(names) if other == name]
+        groups: dict[Any, list[int]] = {}
+        for i, name in enumerate(names):
+            groups.setdefault(name, []).append(i)
+        for members in groups.values():
             columns = [j for i in members for j in own[i]]
             part = similarity[members][:, columns]
             mine = [[columns.index(j) for j in own[i]] for i in members]

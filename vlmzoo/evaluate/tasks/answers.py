@@ -151,7 +151,9 @@ class YesNo(Task):
         for category in dict.fromkeys(categories):
             own = [i for i, other in enumerate(categories) if other == category]
             numbers = yes_no_statistics([answers[i] for i in own], [truths[i] for i in own])
-            table.append({"category": category, **numbers, "n": len(own)})
+            shown = {name: numbers[name] for name in ("precision", "recall", "f1", "yes_ratio", "unanswered")}
+            judged = {"accuracy": numbers["accuracy"], "stderr": numbers["accuracy_stderr"]}
+            table.append({"category": category, **judged, **shown, "n": len(own)})
         found = {**yes_no_statistics(answers, truths), "chance": 0.5}
         if len(table) > 1:
             found["mean_f1"] = metrics.mean([line["f1"] for line in table])[0]

@@ -184,9 +184,14 @@ def truth_of(row: Row) -> dict[str, Any]:
 
 
 def references_of(row: Row) -> list[str]:
-    """The captions that are right for a row, without repeats: its ``captions``, or else its caption or answer."""
+    """The captions that are right for a row, without repeats: its own, then its picture's others; or else its answer.
+
+    A caption that is wrong on purpose (``truth["noise"]``) is none of them.
+    """
     truth = truth_of(row)
-    found = truth.get("captions") or [truth.get("caption") or truth.get("answer")]
+    own = [] if truth.get("noise") else [truth.get("caption")]
+    found = [*own, *(truth.get("captions") or ())]
+    found = found if any(found) else [truth.get("answer")]
     return list(dict.fromkeys(str(text) for text in found if text))
 
 
@@ -214,9 +219,13 @@ def merged_by_file(rows: Sequence[Row]) -> list[list[Row]]:
 def sample(
     row: Row, root: Path | None, question: str, truth: str, answer: str, right: bool, **more: Any
 ) -> dict[str, Any]:
-    """A sample for the report, with the row's pictures side by side (of a document the last), a video as a strip."""
+    """A sample for the report, with the row's pictures side by side (of a document the last), a video as a strip.
+
+    Args:
+        root: where picture paths start from. question, truth, answer: as they are shown. more: further fields.
+    """
     document = any(part["role"] == "text" for part in row["parts"])
     entries = row["images"][-1:] if document else row["images"]
     picture = one_picture(entries, root) if entries else None
     shown = {"picture": picture, "question": question, "truth": truth, "answer": answer, "right": bool(right)}
-    return {**shown, **more}
+    return {"id": row["id"], **shown, **more}

@@ -40,17 +40,23 @@ def labels_of(task: Task, rows: Sequence[Row], classes: Sequence[str]) -> list[i
     return [int(row["label"] or 0) for row in rows]
 
 
+def check_groups(task: Task, rows: Sequence[Row], fields: Sequence[str]) -> None:
+    """Raises ConfigError for a row whose ``truth`` lacks a field that groups are made by."""
+    for row in rows:
+        for name in fields:
+            if truth_of(row).get(name) is None:
+                raise task.refuse(
+                    "groups", f"row {row['id']!r} knows no {name!r}; {nearest(name, truth_of(row))}"
+                )
+
+
 def classification(
-    task: Task, rows: Sequence[Row], right: Sequence[bool], labels: Sequence[int], classes: Sequence[str],
-    fields: Sequence[str],
+    rows: Sequence[Row], right: Sequence[bool], labels: Sequence[int], classes: Sequence[str], fields: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """Metrics and table: accuracy, mean per class, the worst classes, and accuracy by the fields of ``truth``.
 
     ``worst_group`` is the lowest accuracy among the groups of a field (of all fields together: see
     :func:`group_accuracy`).
-
-    Raises:
-        ConfigError: a field that a row's truth does not have.
     """
     found = {
         **metrics.named("accuracy", metrics.accuracy(right)),
@@ -60,32 +66,23 @@ def classification(
     by_class = metrics.by_group(right, [classes[label] for label in labels])
     lowest = sorted(by_class.items(), key=lambda item: item[1][0])[:WORST]
     table = [
-        {"worst classes": name, "accuracy": value, "stderr": error, "n": n}
+        {"by": "worst class", "name": name, "accuracy": value, "stderr": error, "n": n}
         for name, (value, error, n) in lowest
     ]
-    named, lines = group_accuracy(task, rows, right, fields)
+    named, lines = group_accuracy(rows, right, fields)
     return {**found, **named}, [*lines, *table]
 
 
 def group_accuracy(
-    task: Task, rows: Sequence[Row], right: Sequence[bool], fields: Sequence[str]
+    rows: Sequence[Row], right: Sequence[bool], fields: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Accuracy by groups: rows that have the same values in some fields of ``truth``.
 
     Returns:
         ``accuracy_<group>`` for each, ``worst_group`` and ``mean_per_group`` (Sagawa et al. 2020), and table rows.
-
-    Raises:
-        ConfigError: a field that a row's truth does not have.
     """
     if not fields:
         return {}, []
-    for row in rows:
-        for name in fields:
-            if truth_of(row).get(name) is None:
-                raise task.refuse(
-                    "groups", f"row {row['id']!r} knows no {name!r}; {nearest(name, truth_of(row))}"
-                )
     keys = [" ".join(str(truth_of(row)[name]) for name in fields) for row in rows]
     groups = metrics.by_group(right, keys)
     found: dict[str, float] = {}
@@ -94,6 +91,6 @@ def group_accuracy(
     found |= metrics.named("worst_group", metrics.worst_group(groups))
     found |= metrics.named("mean_per_group", metrics.mean_per_class(right, keys))
     lines = [
-        {"group": name, "accuracy": value, "stderr": error, "n": n} for name, (value, error, n) in groups.items()
+        {"by": " ".join(fields), "name": name, "accuracy": value, "stderr": error, "n": n} for name, (value, error, n) in groups.items()
     ]  # fmt: skip
     return found, lines

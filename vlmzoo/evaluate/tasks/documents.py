@@ -51,7 +51,8 @@ class Prompt:
 
     def without_pictures(self) -> Prompt:
         """The same, its examples as text only (Flamingo's way of asking without shots)."""
-        return Prompt(self.preface, tuple(Chunk((), (), shot.text) for shot in self.shots), self.query)
+        shots = tuple(Chunk((), (), f"{shot.text.strip()} ") for shot in self.shots)
+        return Prompt(self.preface, shots, self.query)
 
     def row(self, origin: Row, between: str = "") -> Row:
         """The document as a row that ends where the answer is to come.

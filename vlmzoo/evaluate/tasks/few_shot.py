@@ -90,15 +90,28 @@ class FewShot(Task):
             answers = self._answers(job, asked, f"shots_{shots}")
             right = [self._is_right(row, answer) for row, answer in zip(job.rows, answers, strict=True)]
             found |= metrics.named(f"accuracy_shots_{shots}", metrics.accuracy(right))
-            for task, (value, error, n) in metrics.by_group(right, tasks).items():
-                chance = metrics.chance([c for c, own in zip(choices, tasks, strict=True) if own == task])
-                table.append(
-                    {"task": task, "shots": shots, "accuracy": value, "stderr": error, **chance, "n": n}
-                )
+            table += self._lines(shots, right, tasks, choices)
             for i in pick_samples(right, min(share, self.config.samples - len(samples))):
                 samples.append(self._sample(job, i, asked[i], answers[i], right[i], shots))
         found |= metrics.chance(choices)
+        table.sort(key=lambda line: ["all", *tasks].index(line["task"]))
         return Result(self.name, found, table, samples, len(job.rows))
+
+    @staticmethod
+    def _lines(
+        shots: int, right: Sequence[bool], tasks: Sequence[str], choices: Sequence[int | None]
+    ) -> list[dict[str, Any]]:
+        """Lines of the table for one number of shots: over all rows, and by task where there are several."""
+        names = list(dict.fromkeys(tasks))
+        lines = []
+        for name in ["all", *names] if len(names) > 1 else names:
+            own = [i for i, task in enumerate(tasks) if name in ("all", task)]
+            value, error = metrics.accuracy([right[i] for i in own])
+            chance = metrics.chance([choices[i] for i in own])
+            lines.append(
+                {"task": name, "shots": shots, "accuracy": value, "stderr": error, **chance, "n": len(own)}
+            )
+        return lines
 
     def _with_shots(self, prompt: Prompt, shots: int) -> Prompt:
         if shots == 0 and self.config.text_only:

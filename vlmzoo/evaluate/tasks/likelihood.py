@@ -8,7 +8,13 @@ from typing import Any, Literal
 from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.loop import Result, pick_samples
 from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, question_of, sample, truth_of
-from vlmzoo.evaluate.tasks.classes import class_names, classification, group_accuracy, labels_of
+from vlmzoo.evaluate.tasks.classes import (
+    check_groups,
+    class_names,
+    classification,
+    group_accuracy,
+    labels_of,
+)
 from vlmzoo.evaluate.tasks.scoring import Choice, best, choice_scores
 from vlmzoo.types import Part, Row
 
@@ -21,6 +27,7 @@ class Likelihood(Task):
 
     def rows_of(self, source: Any, rows: list[Row]) -> list[Row]:
         """All rows; each names its choices and the right one, or has the number of a class."""
+        check_groups(self, rows, self.config.groups)
         if self._by_class(rows):
             labels_of(self, rows, class_names(self, source, self.config.classes))
             return rows
@@ -54,7 +61,7 @@ class Likelihood(Task):
         )  # fmt: skip
         right = [one == label for one, label in zip(chosen, labels, strict=True)]
         if by_class:
-            found, table = classification(self, job.rows, right, labels, classes, self.config.groups)
+            found, table = classification(job.rows, right, labels, classes, self.config.groups)
         else:
             found, table = self._by_kind(job.rows, right, options)
         samples = [
@@ -94,7 +101,7 @@ class Likelihood(Task):
             chance = metrics.chance([len(o) for o, own in zip(options, kinds, strict=True) if own == kind])
             table.append({"kind": kind, "accuracy": value, "stderr": error, **chance, "n": n})
             found |= metrics.named(f"accuracy_{kind}", (value, error))
-        named, lines = group_accuracy(self, rows, right, self.config.groups)
+        named, lines = group_accuracy(rows, right, self.config.groups)
         return {**found, **named}, [*table, *lines]
 
 

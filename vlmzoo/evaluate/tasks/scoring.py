@@ -64,6 +64,10 @@ def choice_scores(
 
     Rows come in batches of ``batch_size``, and within them (row, candidate) pairs in batches of ``batch_size``,
     however many candidates a row has. Pictures are decoded once a row; the vision encoder sees them once a pair.
+
+    Args:
+        choices: one a row. part: name of these scores among the finished ones. name: of a template, the processor's own
+            if None. end: the end token counts as a token of the candidate.
     """
 
     def judge(numbers: list[int]) -> list[Scores]:
@@ -95,7 +99,7 @@ def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], pictures: Se
     counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
     if not all(counts):
         raise RowError("a candidate has no token to score")
-    losses = job.model.token_losses(move({**batch, "labels": labels}, job.device)).double().cpu()
+    losses = job.model.token_losses(move({**batch, "labels": labels}, job.device)).detach().double().cpu()
     return [(-float(part.sum()), len(part)) for part in losses.split(counts)]
 
 
