@@ -195,6 +195,11 @@ def test_mistakes_are_told_and_the_page_goes_on(
     visitor.told("positions")
     visitor.reads()
     expect(visitor.page.locator("#question textarea")).to_have_value("word " * 2500)
+    visitor.page.get_by_role("button", name="Options").click()
+    visitor.page.get_by_label("Seed").fill("seven")
+    visitor.press("Ask")
+    visitor.told("options.seed")
+    visitor.page.get_by_label("Seed").fill("7")
     turns = expected(speaker, (None, "what?"))
     visitor.ask("what?")
     visitor.reads(*turns)
@@ -257,6 +262,8 @@ def test_a_phone_shows_everything_in_its_width(
     expect(visitor.page.locator(shown)).to_contain_text(re.compile("[a-z]{2}"))
     for name in ("Options", "Parts of the model"):
         visitor.page.get_by_role("button", name=name).click()
+    if address == "talk":
+        expect(visitor.page.get_by_label("Seed")).to_have_value("")  # none unless one is given
     expect(visitor.page.locator("#parts")).to_contain_text("vision")
     assert visitor.overflow() <= 0
     visitor.leave()

@@ -25,7 +25,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 
 from vlmzoo.chat import DOCUMENT, ChatOptions, Conversation
-from vlmzoo.config import ConfigError, read
+from vlmzoo.config import ConfigError, parse_yaml, read
 from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import CLASS_TEMPLATES, with_article
 from vlmzoo.evaluate.loop import evaluating
@@ -48,8 +48,9 @@ CSS = """
 #about .random {color: var(--error-text-color, #b45309); font-weight: 600}
 #parts {overflow-x: auto}
 #parts table {border-collapse: collapse; font-size: .9rem; width: 100%}
-#parts th, #parts td {text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--border-color-primary)}
-#parts td.number {text-align: right; font-variant-numeric: tabular-nums}
+#parts table, #parts tr, #parts th, #parts td {border: 0}
+#parts th, #parts td {text-align: left; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--border-color-primary)}
+#parts .number {text-align: right; font-variant-numeric: tabular-nums}
 """
 
 
@@ -131,9 +132,9 @@ class Talk:
         yield visit.shown(visit.messages(), question)
 
     def _set(self, visit: Visit, values: Sequence[Any]) -> None:
-        visit.conversation.options = read(
-            ChatOptions, dict(zip(self.OPTIONS, values, strict=True)), "options"
-        )
+        tree = dict(zip(self.OPTIONS, values, strict=True))
+        tree["seed"] = parse_yaml(str(tree["seed"] or "null"), "options.seed")
+        visit.conversation.options = read(ChatOptions, tree, "options")
 
     def _growing(
         self, visit: Visit, before: list[dict[str, Any]], answers: Iterator[str], question: str
@@ -172,7 +173,7 @@ class Talk:
                 max(512, start.max_new_tokens),
                 start.max_new_tokens,
                 step=1,
-                label="Longest answer (tokens)",
+                label="Longest answer",
             ),
             gr.Slider(
                 0,
@@ -183,7 +184,7 @@ class Talk:
             ),
             gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top p"),
             gr.Slider(1, max(8, start.num_beams), start.num_beams, step=1, label="Beams"),
-            gr.Number(start.seed, precision=0, minimum=0, label="Seed (empty draws anew)"),
+            gr.Textbox("" if start.seed is None else str(start.seed), label="Seed (empty draws anew)"),
             gr.Dropdown(
                 [*TEMPLATES, DOCUMENT], value=start.template or self.processor.template, label="Template"
             ),
@@ -365,10 +366,10 @@ def _weights(model: Any, source: str, table: list[dict[str, Any]]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    head = "<tr><th>part</th><th>kind</th><th>parameters</th><th>starts from</th></tr>"
+    head = '<tr><th>part</th><th>kind</th><th class="number">parameters</th><th>starts from</th></tr>'
     body = "".join(
         f"<tr><td>{html.escape(row['part'])}</td><td>{html.escape(row['kind'])}</td>"
-        f'<td class="number">{row["parameters"]:,}</td><td>{html.escape(str(row["starts from"]))}</td></tr>'
+        f'<td class="number">{row["parameters"]:,}</td><td>{html.escape(str(row["starts from"])) if row["parameters"] else ""}</td></tr>'
         for row in rows
     )
     return f"<table>{head}{body}</table>"
