@@ -81,7 +81,7 @@ def caption_table() -> Table:
     ]  # fmt: skip
     note = (
         f"What captions of {found['n']} test pictures get right; the language model is frozen and was trained on text "
-        "alone. Of two shapes such a short training often names one twice; three times as long, it names both."
+        "alone. Of two shapes such a short training often names one twice."
     )
     return Table("Flamingo: captions", rows, note)
 
