@@ -126,30 +126,25 @@ def encoder() -> str:
     return source
 
 
-def flamingo(vision: str) -> list[list[str]]:
-    """The commands of Flamingo: a language model on text alone, then what lets it see, both towers frozen."""
-    return [
-        train("configs/flamingo/tiny_language.yaml", f"out={LANGUAGE}"),
-        train(
-            "configs/flamingo/tiny.yaml", f"model.vision.from={vision}", f"model.language.from={LANGUAGE}", f"out={FLAMINGO}",
-        ),
-    ]  # fmt: skip
+def beginnings(vision: str) -> None:
+    """LLaVA's stage 0 (the language model learns to speak) and 1 (connector), beside Flamingo's language model."""
+    language = train("configs/flamingo/tiny_language.yaml", f"out={LANGUAGE}")
+    with beside("Flamingo's language model, from text alone", LANGUAGE, language):
+        run(train("configs/llava/tiny_stage0.yaml", f"model.vision.from={vision}", f"out={STAGE_0}"))
+        run(train("configs/llava/tiny_stage1.yaml", f"model.from={STAGE_0}", f"out={STAGE_1}"))
 
 
-def llava_first(vision: str) -> None:
-    """LLaVA's stage 0 (the language model learns to speak) and 1 (connector)."""
-    run(train("configs/llava/tiny_stage0.yaml", f"model.vision.from={vision}", f"out={STAGE_0}"))
-    run(train("configs/llava/tiny_stage1.yaml", f"model.from={STAGE_0}", f"out={STAGE_1}"))
-
-
-def llava() -> None:
-    """LLaVA's stage 2 beside its control without pictures, one process each."""
+def seeing(vision: str) -> None:
+    """LLaVA's stage 2, beside what lets Flamingo see (both its towers frozen) and LLaVA's control without pictures."""
+    flamingo = train(
+        "configs/flamingo/tiny.yaml", f"model.vision.from={vision}", f"model.language.from={LANGUAGE}", f"out={FLAMINGO}",
+    )  # fmt: skip
     blind = train(
         "configs/llava/tiny.yaml", f"model.from={STAGE_1}", f"out={BLIND}", "streams.questions.data.pictures=blank",
         "streams.captions.data.pictures=blank",
         "evaluate.tasks.vqa.data.pictures=blank", "evaluate.tasks.vqa.swap=false", "evaluate.before=false",
     )  # fmt: skip
-    with beside("the same model, rows and steps without pictures", BLIND, blind):
+    with beside("Flamingo, then LLaVA's rows and steps without pictures", FLAMINGO, flamingo, blind):
         run(train("configs/llava/tiny.yaml", f"model.from={STAGE_1}", f"out={LLAVA}"))
 
 
@@ -208,9 +203,8 @@ def main() -> None:
     start = time.time()
     OUT.mkdir(parents=True, exist_ok=True)
     vision = encoder()
-    with beside("Flamingo", FLAMINGO, *flamingo(vision)):
-        llava_first(vision)
-    llava()
+    beginnings(vision)
+    seeing(vision)
     exported = export()
     steps = [
         f'vlmzoo generate {LLAVA} {sorted((OUT / "pictures" / "images").iterdir())[0]} "How many shapes are there?"',

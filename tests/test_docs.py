@@ -168,9 +168,13 @@ def test_every_name_of_a_config_is_told(family: str) -> None:
     """Names in the registry of data sets, tasks and objectives stand in the guide."""
     if family in ("datasets", "tasks", "objectives", "connectors", "fusions"):
         told = "".join(page.read_text(encoding="utf-8") for page in GUIDES)
-        assert not [
-            name for name in registry.names(family) if f"`{name}`" not in told and f"kind: {name}" not in told
-        ]
+        own = [name for name in registry.names(family) if _is_shipped(registry.lookup(family, name))]
+        assert own and not [name for name in own if f"`{name}`" not in told and f"kind: {name}" not in told]
+
+
+def _is_shipped(target: object) -> bool:
+    """Other tests of the same process may have registered names of theirs."""
+    return getattr(target, "__module__", "vlmzoo").split(".")[0] == "vlmzoo"
 
 
 MANY = 6  # arguments from which a list of them is wanted; with fewer, names and a sentence do

@@ -26,7 +26,7 @@ ELSEWHERE = {
 }
 PROMISED = {  # what each must print, as patterns
     "build_and_swap.py": [
-        r"perceiver +50,176",
+        r"perceiver +\d+,\d+ +learning",
         "a Flamingo",
         "7,063,427,072 parameters",
         "did you mean 'perceiver'",
