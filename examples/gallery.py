@@ -151,9 +151,9 @@ def families() -> Image.Image:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """As a small png with 256 colours."""
+    """As a png in full colour: soft backgrounds would show bands."""
     OUT.mkdir(parents=True, exist_ok=True)
-    picture.quantize(256, method=Image.Quantize.FASTOCTREE, kmeans=4).save(OUT / name, optimize=True)
+    picture.save(OUT / name, optimize=True)
     print(f"{OUT / name}: {(OUT / name).stat().st_size / 1000:.0f} kB")
 
 
@@ -162,7 +162,7 @@ def main() -> None:
     save(families(), "families.png")
     wanted = [
         ("LLaVA", RUNS / "llava/results/after/vqa.json"),
-        ("Flamingo", RUNS / "flamingo/results/after/few_shot.json"),
+        ("Flamingo", RUNS / "flamingo/results/after/captions.json"),
     ]
     there = [(name, file) for name, file in wanted if file.is_file()]
     if there:
