@@ -3,13 +3,12 @@
 import random
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import PositiveInt
 
-from vlmzoo.config import Config
 from vlmzoo.data.scenes.alter import with_objects
+from vlmzoo.data.scenes.base import TRIES, Numbered, check_least, check_names
 from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.clip_text import (
     CLIP_KINDS,
@@ -21,12 +20,11 @@ from vlmzoo.data.scenes.clip_text import (
     clip_questions,
     names,
 )
-from vlmzoo.data.scenes.documents import TRIES, Numbered
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.motion import ALONE, DIRECTIONS, PASSING, TOGETHER, VERBS, Clip, State, clip
 from vlmzoo.data.scenes.parts import question_truth, scene_truth, text_part
 from vlmzoo.data.scenes.rows import PICTURES
-from vlmzoo.data.scenes.source import opened
+from vlmzoo.data.scenes.source import SceneConfig
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, NUMBERS, Question
 from vlmzoo.data.scenes.world import check_layout, nearest
 
@@ -83,16 +81,8 @@ class Clips(Numbered):
     ) -> None:
         super().__init__(split, length, seed)
         check_layout(objects, grid)
-        for what, value, known in (("rows", rows, CLIP_ROWS), ("pictures", pictures, PICTURES)):
-            if value not in known:
-                raise ValueError(f"unknown {what} '{value}': {nearest(value, known)}")
-        for what, number, low in (
-            ("length", length, 1 + (pictures == "swapped")),
-            ("size", size, 8),
-            ("frames", frames, 3),
-        ):
-            if number < low:
-                raise ValueError(f"{what} is {number}; it is at least {low}")
+        check_names(rows=(rows, CLIP_ROWS), pictures=(pictures, PICTURES))
+        check_least(length=(length, 1 + (pictures == "swapped")), size=(size, 8), frames=(frames, 3))
         if objects[1] >= grid * grid:
             raise ValueError(
                 f"objects is {objects}; a cell stays free, so there are at most {grid * grid - 1}"
@@ -275,14 +265,12 @@ def _there(shown: Clip, state: State) -> list[Row]:
     return scene_truth(with_objects(shown.scene, objects))["objects"]
 
 
-class ClipsConfig(Config):
+class ClipsConfig(SceneConfig):
     """``data: {kind: scenes_clips, rows: vqa, frames: 8, ...}``; the fields are :class:`Clips`' arguments."""
 
+    builds: ClassVar[Any] = Clips
     kind: Literal["scenes_clips"] = "scenes_clips"
-    split: str = "train"
     rows: str = "captions"
-    length: PositiveInt = 1000
-    seed: int = 0
     objects: tuple[int, int] = (1, 2)
     grid: int = 2
     size: int = 64
@@ -292,11 +280,3 @@ class ClipsConfig(Config):
     kinds: tuple[str, ...] | None = None
     pictures: str = "drawn"
     format_prompt: bool = False
-
-    def open(self) -> Clips:
-        """The source.
-
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(Clips, self)

@@ -10,18 +10,15 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt
-
-from vlmzoo.config import Config
 from vlmzoo.data.scenes.alter import recast, with_objects
+from vlmzoo.data.scenes.base import Interleaved, check_least, check_names
 from vlmzoo.data.scenes.chance import keyed, pick, shuffled
-from vlmzoo.data.scenes.documents import Interleaved
 from vlmzoo.data.scenes.parts import Row, image_part, scene_truth, text_part
-from vlmzoo.data.scenes.source import opened
+from vlmzoo.data.scenes.source import SceneConfig
 from vlmzoo.data.scenes.text import CLASS_TEMPLATES, captions, with_article
-from vlmzoo.data.scenes.world import CLASSES, NOVEL_CLASSES, Scene, check_layout, classes_of, nearest, scene
+from vlmzoo.data.scenes.world import CLASSES, NOVEL_CLASSES, Scene, check_layout, classes_of, scene
 
 CONCEPTS = 32
 CONCEPT_ROWS = ("captions", "labels")
@@ -134,14 +131,12 @@ class Concepts(Interleaved):
     ) -> None:
         super().__init__(split, length, seed, size, style)
         check_layout((1, 1), grid)
-        if rows not in CONCEPT_ROWS:
-            raise ValueError(f"unknown rows '{rows}': {nearest(rows, CONCEPT_ROWS)}")
+        check_names(rows=(rows, CONCEPT_ROWS))
         most = len(classes_of(split))
         number = min(CONCEPTS, most) if concepts is None else concepts
         if not 1 <= number <= most:
             raise ValueError(f"concepts is {number}; in split '{split}' it is 1 to {most}")
-        if exponent < 0:
-            raise ValueError(f"exponent is {exponent}; it is at least 0")
+        check_least(exponent=(exponent, 0))
         if not 1 <= len(shares) <= 8 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"shares is {shares}; it is one to eight positive shares that add up to 1")
         if list(shares) != sorted(shares, reverse=True):
@@ -210,14 +205,12 @@ def _called(text: str, noun: str, name: str) -> str:
     return text.replace(with_article(noun), with_article(name)).replace(noun, name)
 
 
-class ConceptsConfig(Config):
+class ConceptsConfig(SceneConfig):
     """``data: {kind: scenes_concepts}``; the fields are :class:`Concepts`' arguments."""
 
+    builds: ClassVar[Any] = Concepts
     kind: Literal["scenes_concepts"] = "scenes_concepts"
-    split: str = "train"
     rows: str = "captions"
-    length: PositiveInt = 1000
-    seed: int = 0
     concepts: int | None = None
     exponent: float = 1.1
     shares: tuple[float, ...] = SHARES
@@ -226,11 +219,3 @@ class ConceptsConfig(Config):
     grid: int = 2
     size: int = 64
     style: str | tuple[str, ...] = "plain"
-
-    def open(self) -> Concepts:
-        """The source.
-
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(Concepts, self)

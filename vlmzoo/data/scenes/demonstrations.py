@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from vlmzoo.data.scenes.documents import SLOTS, Interleaved, Row
+from vlmzoo.data.scenes.base import SLOTS, Interleaved
 from vlmzoo.data.scenes.draw import blank
+from vlmzoo.data.scenes.parts import Row
 from vlmzoo.data.scenes.rows import PICTURES
 from vlmzoo.data.scenes.sentences import ATTRIBUTES
 from vlmzoo.data.scenes.world import COLOURS, SHAPES, SIZES, Scene, keyed, nearest, pick, shuffled

@@ -1,116 +1,13 @@
 """Interleaved documents: pictures with true captions between them, and sentences that need earlier pictures."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from PIL import Image
-
-from vlmzoo.data.scenes.draw import check_styles, draw, style_of
-from vlmzoo.data.scenes.parts import image_part, scene_truth, text_part
+from vlmzoo.data.scenes.base import Interleaved
+from vlmzoo.data.scenes.parts import Row
 from vlmzoo.data.scenes.sentences import ATTRIBUTES, ORDINALS, Sentence, reference
 from vlmzoo.data.scenes.text import caption
-from vlmzoo.data.scenes.world import Scene, check_layout, check_split, keyed, pick, scene
-
-Row = dict[str, Any]
-SLOTS, TRIES = 64, 4096  # a document has its own stretch of scene numbers: this many for each of its pictures
-
-
-class Numbered:
-    """Rows by number, each a pure function of the arguments and its number.
-
-    Args:
-        split: a name of SPLITS. length: number of rows. seed: another seed is another data set.
-
-    Raises:
-        ValueError: an unknown split, or a number out of its range.
-    """
-
-    name = ""
-    root: Path | None = None
-    rejected: list[tuple[str, str]] = []
-
-    def __init__(self, split: str, length: int, seed: int) -> None:
-        check_split(split)
-        if length < 1:
-            raise ValueError(f"length is {length}; it is at least 1")
-        self.split, self.length, self.seed = split, length, seed
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(self.length))
-
-    def __getitem__(self, index: int) -> Row:
-        raise NotImplementedError
-
-    def key(self, index: int) -> str:
-        """The name that every choice about row `index` is drawn from; raises IndexError outside."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"row {index} of a data set of {self.length}")
-        return f"{self.seed}/{self.split}/{index}/{self.name}"
-
-    def picture(
-        self, index: int, slot: int, wanted: Callable[[Scene], bool] = lambda shown: True, **layout: Any
-    ) -> Scene:
-        """The first scene that is `wanted`, in the stretch of scene numbers of picture `slot` of row `index`.
-
-        Scenes come from the split's own stream, so rows of different splits share no picture.
-        """
-        number = (index * SLOTS + slot) * TRIES
-        while not wanted(shown := scene(self.seed, self.split, number, **layout)):
-            number += 1
-        return shown
-
-
-class Interleaved(Numbered):
-    """Rows of pictures with a text after each.
-
-    Args:
-        split, length, seed: of :class:`Numbered`. size: pixels along a side of each picture.
-        style: how pictures are drawn, a name of STYLES; of several, each row draws its own.
-
-    Raises:
-        ValueError: an unknown name, or a number out of its range.
-    """
-
-    def __init__(self, split: str, length: int, seed: int, size: int, style: str | Sequence[str]) -> None:
-        super().__init__(split, length, seed)
-        self.styles = check_styles(style)
-        if size < 8:
-            raise ValueError(f"size is {size}; it is at least 8")
-        self.size = size
-
-    def written(self, index: int) -> tuple[list[Scene], list[str], Row]:
-        """The scenes of row `index`, what is said beside each, and the row's truth, before anything is drawn."""
-        raise NotImplementedError
-
-    def image(self, index: int, slot: int, shown: Scene) -> Image.Image:
-        """The picture of a scene, which stands in place `slot` of row `index`."""
-        return draw(shown, self.size, self.style(index))
-
-    def style(self, index: int) -> str:
-        """How the pictures of row `index` are drawn."""
-        return style_of(self.key(index), self.styles)
-
-    def __getitem__(self, index: int) -> Row:
-        """Row `index` (0 to length - 1); raises IndexError outside."""
-        scenes, texts, truth = self.written(index)
-        things = [
-            {**thing, "picture": number}
-            for number, shown in enumerate(scenes)
-            for thing in scene_truth(shown)["objects"]
-        ]
-        return {
-            "images": [{"image": self.image(index, slot, shown)} for slot, shown in enumerate(scenes)],
-            "parts": [part for text in texts for part in (image_part("text"), text_part("text", text))],
-            "label": None,
-            "id": f"{self.name}/{self.split}/{index}",
-            "source": self.name,
-            "truth": {**truth, "style": self.style(index), "objects": things},
-        }
+from vlmzoo.data.scenes.world import Scene, check_layout, keyed, pick
 
 
 class Documents(Interleaved):

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt
-
-from vlmzoo.config import Config
 from vlmzoo.data.scenes.demonstrations import Demonstrations
 from vlmzoo.data.scenes.documents import Documents
-from vlmzoo.data.scenes.source import opened
+from vlmzoo.data.scenes.source import SceneConfig
 from vlmzoo.data.scenes.texts import Texts
 
 
-class TextConfig(Config):
+class TextConfig(SceneConfig):
     """``data: {kind: scenes_text}``; the fields are :class:`vlmzoo.data.scenes.texts.Texts`' arguments."""
 
+    builds: ClassVar[Any] = Texts
     kind: Literal["scenes_text"] = "scenes_text"
-    split: str = "train"
-    length: PositiveInt = 1000
-    seed: int = 0
     kinds: tuple[str, ...] | None = None
     objects: tuple[int, int] = (1, 4)
     grid: int = 2
     shots: tuple[int, int] = (1, 8)
 
-    def open(self) -> Texts:
-        """The source.
 
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(Texts, self)
-
-
-class DocumentsConfig(Config):
+class DocumentsConfig(SceneConfig):
     """``data: {kind: scenes_documents}``; the fields are :class:`vlmzoo.data.scenes.documents.Documents`' arguments."""
 
+    builds: ClassVar[Any] = Documents
     kind: Literal["scenes_documents"] = "scenes_documents"
-    split: str = "train"
-    length: PositiveInt = 1000
-    seed: int = 0
     size: int = 64
     pictures: tuple[int, int] = (2, 4)
     objects: tuple[int, int] = (1, 2)
@@ -48,24 +33,14 @@ class DocumentsConfig(Config):
     references: float = 0.75
     style: str | tuple[str, ...] = "plain"
 
-    def open(self) -> Documents:
-        """The source.
 
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(Documents, self)
-
-
-class DemonstrationsConfig(Config):
+class DemonstrationsConfig(SceneConfig):
     """``data: {kind: scenes_demonstrations, task: words}``; the fields are the arguments of
     :class:`vlmzoo.data.scenes.demonstrations.Demonstrations`."""
 
+    builds: ClassVar[Any] = Demonstrations
     kind: Literal["scenes_demonstrations"] = "scenes_demonstrations"
-    split: str = "train"
     task: str = "recognition"
-    length: PositiveInt = 1000
-    seed: int = 0
     size: int = 64
     attributes: tuple[str, ...] | None = None
     shots: tuple[int, int] = (1, 4)
@@ -75,11 +50,3 @@ class DemonstrationsConfig(Config):
     tail: float = 0.0
     pictures: str = "drawn"
     style: str | tuple[str, ...] = "plain"
-
-    def open(self) -> Demonstrations:
-        """The source.
-
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(Demonstrations, self)

@@ -10,16 +10,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt
-
-from vlmzoo.config import Config
 from vlmzoo.data.scenes.alter import recast, resized, with_objects
+from vlmzoo.data.scenes.base import Interleaved
 from vlmzoo.data.scenes.chance import keyed, pick, shuffled
-from vlmzoo.data.scenes.documents import Interleaved
 from vlmzoo.data.scenes.parts import Row, image_part, scene_truth, text_part
-from vlmzoo.data.scenes.source import opened
+from vlmzoo.data.scenes.source import SceneConfig
 from vlmzoo.data.scenes.text import with_article
 from vlmzoo.data.scenes.world import (
     COLOURS,
@@ -173,22 +170,12 @@ def _themes(seed: int, split: str, colour: bool) -> list[tuple[Pair, str]]:
     return shuffled(keyed(seed, split, "galleries"), list(itertools.product(pairs, _WAYS)))
 
 
-class GalleryConfig(Config):
+class GalleryConfig(SceneConfig):
     """``data: {kind: scenes_gallery}``; the fields are :class:`Gallery`'s arguments."""
 
+    builds: ClassVar[Any] = Gallery
     kind: Literal["scenes_gallery"] = "scenes_gallery"
-    split: str = "train"
-    length: PositiveInt = 1000
-    seed: int = 0
     swaps: str | tuple[str, ...] | None = None
     grid: int = 2
     size: int = 64
     style: str | tuple[str, ...] = "plain"
-
-    def open(self) -> Gallery:
-        """The source.
-
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(Gallery, self)

@@ -2,18 +2,16 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import PositiveInt
 
-from vlmzoo.config import Config
+from vlmzoo.data.scenes.base import Numbered, check_least, check_names
 from vlmzoo.data.scenes.chance import keyed, shuffled
 from vlmzoo.data.scenes.contrast import Contrast, contrast, possible_kinds
-from vlmzoo.data.scenes.documents import Numbered
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.parts import image_part, scene_truth, text_part
-from vlmzoo.data.scenes.source import opened
+from vlmzoo.data.scenes.source import SceneConfig
 from vlmzoo.data.scenes.text import FORMAT_PROMPT, YES_NO
 from vlmzoo.data.scenes.world import Scene, check_layout, nearest
 
@@ -67,11 +65,8 @@ class Pairs(Numbered):
     ) -> None:
         super().__init__(split, length, seed)
         check_layout(objects, grid)
-        for what, value, known in (("form", form, FORMS), ("pictures", pictures, PAIR_PICTURES)):
-            if value not in known:
-                raise ValueError(f"unknown {what} '{value}': {nearest(value, known)}")
-        if size < 8:
-            raise ValueError(f"size is {size}; it is at least 8")
+        check_names(form=(form, FORMS), pictures=(pictures, PAIR_PICTURES))
+        check_least(size=(size, 8))
         possible = possible_kinds(objects)
         for kind in kinds or ():
             if kind not in possible:
@@ -135,13 +130,11 @@ class Pairs(Numbered):
         return draw(shown, self.size, style) if self.pictures in ("drawn", side) else blank(self.size)
 
 
-class PairsConfig(Config):
+class PairsConfig(SceneConfig):
     """``data: {kind: scenes_pairs, ...}``; the fields are :class:`Pairs`' arguments."""
 
+    builds: ClassVar[Any] = Pairs
     kind: Literal["scenes_pairs"] = "scenes_pairs"
-    split: str = "train"
-    length: PositiveInt = 1000
-    seed: int = 0
     objects: tuple[int, int] = (1, 4)
     grid: int = 2
     size: int = 64
@@ -150,11 +143,3 @@ class PairsConfig(Config):
     form: str = "question"
     pictures: str = "drawn"
     format_prompt: bool = False
-
-    def open(self) -> Pairs:
-        """The source.
-
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(Pairs, self)

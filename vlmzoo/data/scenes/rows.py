@@ -4,10 +4,11 @@ It needs no files and no network, and row i is a pure function of the arguments 
 world.py, how it is painted in draw.py, what is said of it in text.py; disk.py writes rows out as files.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from vlmzoo.data.scenes.base import Numbered, check_least, check_names
 from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.noise import NOISES, check_noises, wrong_caption
@@ -23,7 +24,7 @@ from vlmzoo.data.scenes.text import (
     questions,
     relation_captions,
 )
-from vlmzoo.data.scenes.world import Scene, check_layout, check_split, nearest, scene, scene_key
+from vlmzoo.data.scenes.world import Scene, check_layout, nearest, scene, scene_key
 
 ROWS = ("captions", "vqa", "dialogue", "labels")
 PICTURES = ("drawn", "blank", "swapped")
@@ -31,7 +32,7 @@ DETAILS = ("any", "full", "relation", "count")
 FULL = 2  # the last captions of every scene are its full ones
 
 
-class Scenes:
+class Scenes(Numbered):
     """A map-style data set of canonical rows.
 
     A row is {"images": [{"image": PIL}], "parts": [{"role", "type", "text"}, ...] in reading order, "label",
@@ -91,12 +92,9 @@ class Scenes:
         noise_kinds: str | Sequence[str] = NOISES,
     ) -> None:
         objects = (1, 1) if rows == "labels" else (objects[0], objects[-1])
-        check_split(split)
-        _check_names(rows=(rows, ROWS), pictures=(pictures, PICTURES), detail=(detail, DETAILS))
-        least = 2 if pictures == "swapped" else 1
-        for what, number, low in (("length", length, least), ("size", size, 8), ("turns", turns, 1)):
-            if number < low:
-                raise ValueError(f"{what} is {number}; it is at least {low}")
+        super().__init__(split, length, seed)
+        check_names(rows=(rows, ROWS), pictures=(pictures, PICTURES), detail=(detail, DETAILS))
+        check_least(length=(length, 1 + (pictures == "swapped")), size=(size, 8), turns=(turns, 1))
         if not 0 <= signs <= 1:
             raise ValueError(f"signs is {signs}; it is a share from 0 to 1")
         asks_for_text = "text" in (kinds or ())
@@ -106,18 +104,11 @@ class Scenes:
         _check_use(rows, detail != "any", kinds is not None, noise > 0)
         if detail == "relation" and objects[1] < 2:
             raise ValueError(f"detail is relation, but objects is {objects}: it takes two to be related")
-        self.split, self.rows, self.pictures = split, rows, pictures
-        self.length, self.seed, self.size, self.turns = length, seed, size, turns
+        self.rows, self.pictures, self.size, self.turns = rows, pictures, size, turns
         self.objects, self.grid, self.format_prompt, self.detail = objects, grid, format_prompt, detail
         self.styles, self.signs, self.noise = check_styles(style), signs, noise
         self.noise_kinds = check_noises(noise, noise_kinds, objects[1])
         self.kinds = _check_kinds(kinds, objects[1], signs)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(self.length))
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` (0 to length - 1); raises IndexError outside."""
@@ -217,12 +208,6 @@ _SAYINGS: dict[str, tuple[tuple[str | int, ...], Callable[[Scene], list[str]]]] 
     "relation": (("relation caption",), relation_captions),
     "count": (("count caption",), count_captions),
 }
-
-
-def _check_names(**named: tuple[str, Sequence[str]]) -> None:
-    for what, (value, known) in named.items():
-        if value not in known:
-            raise ValueError(f"unknown {what} '{value}': {nearest(value, known)}")
 
 
 def _check_use(rows: str, detail: bool, kinds: bool, noise: bool) -> None:

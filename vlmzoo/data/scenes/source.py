@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -14,26 +12,30 @@ from vlmzoo.data.scenes.rows import Scenes
 from vlmzoo.data.scenes.text import ANSWERS, CLASS_TEMPLATES, with_article
 from vlmzoo.data.scenes.world import COLOURS, SHAPES, SIZES, classes_of
 
-T = TypeVar("T")
 
+class SceneConfig(Config):
+    """What the configs of all data sets of scenes have: fields are the arguments of the data set that they build."""
 
-def opened(make: Callable[..., T], options: Config) -> T:
-    """The data set that a config describes.
+    builds: ClassVar[Any]
+    kind: str
+    split: str = "train"
+    length: PositiveInt = 1000
+    seed: int = 0
 
-    Raises:
-        ConfigError: an unknown name or a number out of its range.
-    """
-    try:
-        return make(**options.model_dump(exclude={"kind"}))
-    except ValueError as error:
-        raise ConfigError(f"data: {error}") from None
+    def open(self) -> Any:
+        """The source: pictures are drawn when a row is asked for.
+
+        Raises:
+            ConfigError: an unknown name or a number out of its range.
+        """
+        try:
+            return self.builds(**self.model_dump(exclude={"kind"}))
+        except ValueError as error:
+            raise ConfigError(f"data: {error}") from None
 
 
 class ScenesSource(Scenes):
-    """The embedded scenes as a source: pictures are drawn when a row is asked for."""
-
-    root: Path | None = None
-    rejected: list[tuple[str, str]] = []
+    """The embedded scenes as a source, with the words that tasks need."""
 
     @property
     def class_names(self) -> list[str]:
@@ -51,14 +53,12 @@ class ScenesSource(Scenes):
         return {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": ANSWERS["place"]}
 
 
-class ScenesConfig(Config):
+class ScenesConfig(SceneConfig):
     """``data: {kind: scenes, rows: captions, ...}``; the fields are :class:`vlmzoo.data.scenes.Scenes`' arguments."""
 
+    builds: ClassVar[Any] = ScenesSource
     kind: Literal["scenes"] = "scenes"
-    split: str = "train"
     rows: str = "captions"
-    length: PositiveInt = 1000
-    seed: int = 0
     objects: tuple[int, int] = (1, 4)
     grid: int = 2
     size: int = 64
@@ -71,11 +71,3 @@ class ScenesConfig(Config):
     signs: float = 0.0
     noise: float = 0.0
     noise_kinds: str | tuple[str, ...] = NOISES
-
-    def open(self) -> ScenesSource:
-        """The source.
-
-        Raises:
-            ConfigError: an unknown name or a number out of its range.
-        """
-        return opened(ScenesSource, self)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+from vlmzoo.data.scenes.base import Numbered
 from vlmzoo.data.scenes.demonstrations import TASKS, Demonstrations
-from vlmzoo.data.scenes.documents import Documents, Numbered, Row
-from vlmzoo.data.scenes.parts import text_part
+from vlmzoo.data.scenes.documents import Documents
+from vlmzoo.data.scenes.parts import Row, text_part
 from vlmzoo.data.scenes.text import captions, questions
 from vlmzoo.data.scenes.world import check_layout, keyed, nearest, pick
 
