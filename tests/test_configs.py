@@ -43,6 +43,12 @@ def test_two_lines_of_a_config_change_the_data() -> None:
         run.streams["questions"].data.open()
 
 
+def test_a_learning_rate_gives_way_to_more() -> None:
+    run = read_run(ROOT / "configs/llava/tiny.yaml", ["learn.language.lora.r=8"])
+    lora = run.learn["language"].lora
+    assert lora is not None and lora.r == 8 and run.learn["language"].lr == 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -28,7 +28,7 @@ from vlmzoo.evaluate.loop import evaluating
 from vlmzoo.processing.image import open_image
 from vlmzoo.processing.processor import IMAGE, Processor
 from vlmzoo.processing.text import template
-from vlmzoo.types import Part, Row, RowError, move, require_verb
+from vlmzoo.types import Part, Row, RowError, Sees, move, require_verb
 
 DOCUMENT = "document"  # beside the names of templates: one text that the model goes on with
 Hear = Callable[[str], None]  # is given the answer so far, whenever it has grown
@@ -291,7 +291,7 @@ class Conversation:
         return move(batch, self.model.device)
 
     def _seen(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        if not hasattr(self.model, "encode_pictures"):
+        if not isinstance(self.model, Sees):
             return {"pixel_values": torch.stack([picture.pixels for picture in pictures])}
         for picture in pictures:
             if picture.features is None:

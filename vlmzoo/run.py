@@ -39,7 +39,7 @@ from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
 from vlmzoo.processing.processor import Processor
 from vlmzoo.training.checkpoint import newest
-from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions
+from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
 from vlmzoo.training.step import Stream
 from vlmzoo.training.trainer import Trainer, log
 
@@ -129,6 +129,10 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
         ConfigError: with the path of the mistake, the value and the nearest valid thing.
     """
     tree = dict(source) if isinstance(source, Mapping) else load_yaml(source)
+    if isinstance(
+        tree.get("learn"), Mapping
+    ):  # so that learn.language.lora.r=8 can be laid over language: 1e-3
+        tree["learn"] = {key: as_learn(value) for key, value in tree["learn"].items()}
     return read(RunConfig, override(tree, assignments or []))
 
 

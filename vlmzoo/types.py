@@ -74,6 +74,14 @@ class Speaks(Protocol):
 
 
 @runtime_checkable
+class Sees(Protocol):
+    """A model whose pictures can be encoded once and used often: what it speaks of takes ``image_features``."""
+
+    def encode_pictures(self, pixel_values: Tensor) -> Tensor:
+        """Pictures [I, 3, H, W] to features [I, 1, N, D], which stand for them in a batch as ``image_features``."""
+
+
+@runtime_checkable
 class Aligns(Protocol):
     """A model that puts pictures and texts into one space (contrastive training, retrieval, zero-shot)."""
 

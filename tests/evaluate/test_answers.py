@@ -172,6 +172,37 @@ def test_scores_are_those_of_the_training_loss() -> None:
     assert bare[0][1] == scores[0][1] - 1 and bare[0][0] == pytest.approx(-float(loss[:-1].sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("preset", ["llava-tiny", "flamingo-tiny"])
+def test_pictures_are_encoded_once_a_row_whatever_the_candidates(preset: str) -> None:
+    torch.manual_seed(0)
+    model = build(preset, connector={"kind": "perceiver", "num_latents": 4, "depth": 1}).eval()
+    processor = processor_for(model)
+    video: Any = {"frames": [grey(60), grey(180)]}
+    rows = [
+        {
+            "images": images,
+            "parts": [{"role": "user", "type": kind, "text": None} for kind in kinds],
+            "id": "r",
+        }
+        for images, kinds in (([grey(0)], ["image"]), ([video, grey(90)], ["video", "image"]), ([], []))
+    ]
+    for row in rows:
+        row["parts"].append({"role": "user", "type": "text", "text": "what?"})
+    job = Job(model, processor, read_part("datasets", VQA).open(), rows)
+    choices = [Choice(row, ("red", "top left", "blue circle")) for row in rows]
+    frames: list[int] = []
+    model.vision.register_forward_pre_hook(lambda module, args: frames.append(len(args[0])))
+    with torch.no_grad():
+        together = choice_scores(job, choices, 3, "x")
+    assert sum(frames) == 4  # one picture, two frames and a picture; text alone needs none
+    alone = [
+        choice_scores(job, [Choice(c.row, (text,))], 1, "x")[0][0] for c in choices for text in c.candidates
+    ]
+    flat = [score for row in together for score in row]
+    assert [count for _, count in flat] == [count for _, count in alone]
+    assert [value for value, _ in flat] == pytest.approx([value for value, _ in alone], rel=1e-4)
+
+
 def test_a_document_goes_on() -> None:
     parts = [
         {"role": "text", "type": "image", "text": None},

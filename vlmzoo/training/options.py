@@ -41,11 +41,12 @@ class Learn(Config):
     lora: Lora | None = None
 
 
-def _learn(value: Any) -> Any:
+def as_learn(value: Any) -> Any:
+    """A bare number is a learning rate."""
     return {"lr": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-LearnTree = dict[str, Annotated[Learn, BeforeValidator(_learn)]]
+LearnTree = dict[str, Annotated[Learn, BeforeValidator(as_learn)]]
 
 
 class OptimOptions(Config):

@@ -10,18 +10,15 @@ from PIL import Image
 
 from vlmzoo.config import Config
 from vlmzoo.data.sources.base import (
-    Rejected,
     Rows,
     Source,
     as_list,
-    convert,
     label_of,
     picture_entry,
-    picture_folder,
     truth_of,
     video_entry,
 )
-from vlmzoo.data.sources.records import read_records
+from vlmzoo.data.sources.records import rows_of_records
 from vlmzoo.data.sources.shapes import PLACE, conversation_parts, last_answer, row_of
 from vlmzoo.types import Row, RowError
 
@@ -46,9 +43,7 @@ class LlavaConfig(Config):
         Raises:
             ConfigError: no such file or folder, not json, no usable record.
         """
-        root = picture_folder(self.images, self.path)
-        rejected: Rejected = []
-        rows = convert(read_records(self.path, rejected), llava_row, rejected)
+        rows, root, rejected = rows_of_records(self.path, self.images, llava_row)
         if self.pictures == "blank":
             grey = {"bytes": _grey()}
             rows = ({**row, "images": [grey for _ in row["images"]]} for row in rows)
@@ -103,10 +98,7 @@ class MessagesConfig(Config):
         Raises:
             ConfigError: no such file or folder, not json, no usable record.
         """
-        root = picture_folder(self.images, self.path)
-        rejected: Rejected = []
-        rows = convert(read_records(self.path, rejected), messages_row, rejected)
-        return Rows(rows, root, rejected, f"data.path {self.path}")
+        return Rows(*rows_of_records(self.path, self.images, messages_row), f"data.path {self.path}")
 
 
 def messages_row(record: Mapping[str, Any], name: str = "0") -> Row:

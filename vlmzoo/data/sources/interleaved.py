@@ -9,17 +9,14 @@ from typing import Any, Literal
 
 from vlmzoo.config import Config
 from vlmzoo.data.sources.base import (
-    Rejected,
     Rows,
     Source,
-    convert,
     label_of,
     picture_entry,
-    picture_folder,
     truth_of,
     whole_number,
 )
-from vlmzoo.data.sources.records import read_records
+from vlmzoo.data.sources.records import rows_of_records
 from vlmzoo.data.sources.shapes import place, said
 from vlmzoo.types import Part, Row, RowError
 
@@ -44,10 +41,7 @@ class InterleavedConfig(Config):
         Raises:
             ConfigError: no such file or folder, not json, no usable document.
         """
-        root = picture_folder(self.images, self.path)
-        rejected: Rejected = []
-        rows = convert(read_records(self.path, rejected), document_row, rejected)
-        return Rows(rows, root, rejected, f"data.path {self.path}")
+        return Rows(*rows_of_records(self.path, self.images, document_row), f"data.path {self.path}")
 
 
 def document_row(record: Mapping[str, Any], name: str = "0") -> Row:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vlmzoo.config import ConfigError, nearest_file
-from vlmzoo.data.sources.base import Rejected
+from vlmzoo.data.sources.base import Rejected, convert, picture_folder
+from vlmzoo.types import Row
 
 NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+
+
+def rows_of_records(
+    path: str, images: str | None, to_row: Callable[[Any, str], Row]
+) -> tuple[Iterable[Row], Path, Rejected]:
+    """What ``Rows`` takes of a file of records: rows as they are read, their pictures' folder, and what was refused.
+
+    Raises:
+        ConfigError: no such file or folder, or not json.
+    """
+    root = picture_folder(images, path)
+    rejected: Rejected = []
+    return convert(read_records(path, rejected), to_row, rejected), root, rejected
 
 
 def read_records(path: str, rejected: Rejected) -> Iterator[tuple[str, Any]]:

@@ -6,13 +6,13 @@ its text, the query last and open.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vlmzoo.data.mix import key_of
 from vlmzoo.evaluate.tasks.base import question_of, references_of, truth_of
 from vlmzoo.types import Part, Row, RowError
 
@@ -168,8 +168,7 @@ class RandomChoice:
 
     def __call__(self, number: int, pool: Sequence[int], count: int) -> list[int]:
         """See :class:`Chooser`. Uses only ``random()``, whose numbers Python keeps between versions."""
-        digest = hashlib.blake2b(f"few_shot/{self.seed}/{number}".encode(), digest_size=8).digest()
-        numbers = random.Random(int.from_bytes(digest, "big"))
+        numbers = random.Random(key_of("few_shot", self.seed, number))
         moved: dict[int, int] = {}  # a shuffle that touches only what is taken
         taken = []
         for place in range(count):

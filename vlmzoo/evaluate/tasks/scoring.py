@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmzoo.evaluate.loop import over_ranks
 from vlmzoo.evaluate.tasks.base import Job
 from vlmzoo.processing.processor import Processor, join_pictures
-from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError, move
+from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError, Sees, move
 
 Scores = list[tuple[float, int]]  # of one row: log-likelihood and number of tokens of each candidate
 
@@ -63,7 +63,7 @@ def choice_scores(
     """Log-likelihood and length of every candidate of every row.
 
     Rows come in batches of ``batch_size``, and within them (row, candidate) pairs in batches of ``batch_size``,
-    however many candidates a row has. Pictures are decoded once a row; the vision encoder sees them once a pair.
+    however many candidates a row has. Pictures are decoded and, where the model Sees, encoded once a row.
 
     Args:
         choices: one a row. part: name of these scores among the finished ones. name: of a template, the processor's own
@@ -77,11 +77,13 @@ def choice_scores(
             for candidate in choices[i].candidates
         ]
         pictures = [job.processor.pictures(choices[i].row, job.root) for i in numbers]
+        features = _encoded(job, pictures)
         found: list[tuple[float, int]] = []
         for first in range(0, len(encoded), batch_size):
             pairs = encoded[first : first + batch_size]
-            shown = [picture for _, place in pairs for picture in pictures[place]]
-            found.extend(_scores(job, [ids for ids, _ in pairs], shown))
+            shown = [picture for _, place in pairs for picture in (features or pictures)[place]]
+            media = join_pictures(shown) if features is None else _join_features(shown)
+            found.extend(_scores(job, [ids for ids, _ in pairs], media))
         owners = [place for _, place in encoded]
         scores = iter(found)
         return [[next(scores) for _ in group] for _, group in groupby(owners)]
@@ -90,12 +92,31 @@ def choice_scores(
     return [[(float(value), int(count)) for value, count in row] for row in stored]
 
 
-def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], pictures: Sequence[Tensor]) -> Scores:
+def _encoded(job: Job, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]] | None:
+    """Features [F, N, D] of every row's pictures (F is 1) and videos; None where the model takes pixels only."""
+    flat = [picture for row in pictures for picture in row]
+    if not isinstance(job.model, Sees) or not flat:
+        return None
+    frames = [picture if picture.ndim == 4 else picture[None] for picture in flat]
+    features = job.model.encode_pictures(torch.cat(frames).to(job.device)).squeeze(1)  # [sum of F, N, D]
+    videos = iter(features.split([len(video) for video in frames]))
+    return [[next(videos) for _ in row] for row in pictures]
+
+
+def _join_features(features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """As :func:`vlmzoo.processing.processor.join_pictures` does with pixels."""
+    lengths = [len(video) for video in features]
+    if not features or len(set(lengths)) == 1:
+        return {"image_features": torch.stack(list(features))} if features else {}
+    return {"image_features": torch.cat(list(features))[:, None], "frames": torch.tensor(lengths)}
+
+
+def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], media: Mapping[str, Tensor]) -> Scores:
     batch = job.processor.pad([ids for ids, _ in pairs])
     labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     for row, (_, marks) in enumerate(pairs):
         labels[row, : len(marks)] = torch.tensor(marks)
-    batch |= join_pictures(pictures)
+    batch |= media
     counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
     if not all(counts):
         raise RowError("a candidate has no token to score")
