@@ -351,7 +351,8 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
         if base is not None and model.config.lora:
             _save_adapter(out, model, base)
         else:
-            (out / adapter.FACTS).unlink(missing_ok=True)
+            for name in (adapter.FACTS, adapter.TENSORS):  # of an earlier run with adapters
+                (out / name).unlink(missing_ok=True)
             model.save_pretrained(out)
         processor.save_pretrained(out)
         let_others_read(out)
