@@ -79,7 +79,11 @@ def test_llava_logits_loss_gradients(pair: Any, pictures: tuple[int, ...]) -> No
     classic = {name: grad for name, grad in llava._classic(gradients(stock)).items()}
     checked = 0
     for name, grad in gradients(model).items():
-        if grad.any():
+        if name.endswith(
+            "k_proj.bias"
+        ):  # softmax does not move with it: its gradient is rounding, of whatever order
+            assert float((grad - classic[names[name]]).abs().max()) < 1e-9, name
+        elif grad.any():
             assert relative(grad, classic[names[name]]) < 1e-5, name
             checked += 1
     assert checked > 30
