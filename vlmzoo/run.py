@@ -38,6 +38,7 @@ from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
 from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
 from vlmzoo.training.step import Stream
@@ -73,6 +74,9 @@ class StreamOptions(Config):
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
         cache: keep encoded rows in memory, for small data seen many times.
+        format: what form of answer is asked for, on a line after each row's first question: short_answer,
+            option_letter, unanswerable, one_sentence, region_description, region_box (the published words), none,
+            or words of your own.
     """
 
     data: part_of("datasets")  # type: ignore[valid-type]
@@ -84,6 +88,7 @@ class StreamOptions(Config):
     template: str | None = None
     pack_length: PositiveInt | None = None
     cache: bool = False
+    format: Format = "none"
 
 
 class EvaluateOptions(Config):
@@ -190,7 +195,9 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    return LanguageCollate(processor, stream.max_length, stream.template, pack_length)
+    return LanguageCollate(
+        processor, stream.max_length, stream.template, pack_length, format_text(stream.format)
+    )
 
 
 def _can_pack(model: ZooModel) -> bool:

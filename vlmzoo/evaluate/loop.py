@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from vlmzoo import distributed
+from vlmzoo.evaluate.predictions import FILE
 from vlmzoo.evaluate.progress import Partial
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ class Result:
         n: rows judged. curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
             "series": {name: [[x, y] or [x, y, standard error], ...]}, "x", "y", "note"}``. Metrics named
             ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
+        predictions: what the model said, a line an answer (see predictions.py). submission: the records that a
+            benchmark's server takes; None where there are none.
     """
 
     task: str
@@ -39,6 +42,8 @@ class Result:
     samples: list[dict[str, Any]] = field(default_factory=list)
     n: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    submission: list[dict[str, Any]] | None = None
 
 
 @contextmanager
@@ -94,23 +99,33 @@ def pick_samples(right: Sequence[bool], most: int) -> list[int]:
 
 
 def save_result(folder: str | Path, when: str, result: Result, model: str = "") -> Path:
-    """Write ``results/<when>/<task>.json`` and its pictures under a run folder; returns the json's path."""
+    """Write ``results/<when>/<task>.json`` under a run folder, and beside it in a folder of the task's name pictures,
+    ``predictions.jsonl`` and ``submission.json``; returns the json's path."""
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
     tree = asdict(Result(result.task, result.metrics, result.table, [], result.n, result.curves))
+    for name in ("predictions", "submission"):
+        del tree[name]
     for number, sample in enumerate(result.samples):
         picture = sample["picture"]
         if isinstance(picture, Image.Image):
             picture.save(pictures / f"{number}.png")
             picture = f"{result.task}/{number}.png"
         tree["samples"].append({**sample, "picture": picture})
+    if result.predictions:
+        _write_whole(pictures / FILE, "".join(json.dumps(line) + "\n" for line in result.predictions))
+    if result.submission is not None:
+        _write_whole(pictures / "submission.json", json.dumps(result.submission))
     file = target / f"{result.task}.json"
+    _write_whole(file, json.dumps(_plain({**tree, "when": when, "model": model}), indent=1))
+    return file
+
+
+def _write_whole(file: Path, text: str) -> None:
     building = file.with_suffix(".tmp")
-    text = json.dumps(_plain({**tree, "when": when, "model": model}), indent=1)
     building.write_text(text, encoding="utf-8")
     building.replace(file)
-    return file
 
 
 def _plain(tree: Any) -> Any:

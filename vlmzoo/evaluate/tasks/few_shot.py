@@ -113,6 +113,11 @@ class FewShot(Task):
             )
         return lines
 
+    @property
+    def in_words(self) -> bool:
+        """Whether answers are generated and not chosen by likelihood."""
+        return self.config.mode == "generate"
+
     def _with_shots(self, prompt: Prompt, shots: int) -> Prompt:
         if shots == 0 and self.config.text_only:
             return prompt.last(self.config.text_only).without_pictures()
