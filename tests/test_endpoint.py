@@ -70,9 +70,11 @@ def test_a_request_is_what_the_protocol_wants() -> None:
 
 def test_fields_of_the_body_can_be_renamed() -> None:
     body = {"max_tokens": None, "max_completion_tokens": 5, "temperature": None}
-    with chat_server(lambda request, number: Answer("ok")) as server:
-        with server.endpoint(body=body).open() as client:
-            client.chat(ASKED)
+    with (
+        chat_server(lambda request, number: Answer("ok")) as server,
+        server.endpoint(body=body).open() as client,
+    ):
+        client.chat(ASKED)
     assert set(server.requests[0]) == {"model", "messages", "max_completion_tokens"}
 
 
@@ -90,27 +92,34 @@ PASSING = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_passing_failures_are_asked_again(name: str) -> None:
-    with chat_server(lambda request, number: PASSING[name] if number < 2 else Answer("at last")) as server:
-        with server.endpoint(timeout=0.25).open() as client:
-            assert client.chat(ASKED).text == "at last"
-            assert (client.requests, client.retried) == (3, 2)
+    with (
+        chat_server(lambda request, number: PASSING[name] if number < 2 else Answer("at last")) as server,
+        server.endpoint(timeout=0.25).open() as client,
+    ):
+        assert client.chat(ASKED).text == "at last"
+        assert (client.requests, client.retried) == (3, 2)
     assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("name", PASSING)
 def test_failures_that_stay_are_told(name: str) -> None:
-    with chat_server(lambda request, number: PASSING[name]) as server:
-        with server.endpoint(timeout=0.25, retries=1).open() as client:
-            with pytest.raises(EndpointError, match=r"127\.0\.0\.1.*tried 2 times") as error:
-                client.chat(ASKED)
+    with (
+        chat_server(lambda request, number: PASSING[name]) as server,
+        server.endpoint(timeout=0.25, retries=1).open() as client,
+    ):
+        with pytest.raises(EndpointError, match=r"127\.0\.0\.1.*tried 2 times") as error:
+            client.chat(ASKED)
     assert len(server.requests) == 2 and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 307])
 def test_refusals_are_never_asked_again(status: int) -> None:
-    with chat_server(lambda request, number: Answer(f"no, {KEY} is wrong", status)) as server:
-        with server.endpoint().open() as client, pytest.raises(EndpointError) as error:
-            client.chat(ASKED)
+    with (
+        chat_server(lambda request, number: Answer(f"no, {KEY} is wrong", status)) as server,
+        server.endpoint().open() as client,
+        pytest.raises(EndpointError) as error,
+    ):
+        client.chat(ASKED)
     assert len(server.requests) == 1
     assert error.value.status == status and error.value.lasting == (status not in (400, 422))
     assert f"{server.address}/chat/completions: status {status}: no, [key] is wrong" == str(error.value)
@@ -118,18 +127,23 @@ def test_refusals_are_never_asked_again(status: int) -> None:
 
 def test_spent_credit_is_not_waited_for() -> None:
     spent = json.dumps({"error": {"message": "pay first", "code": "insufficient_quota"}}).encode()
-    with chat_server(lambda request, number: Answer(status=429, body=spent)) as server:
-        with server.endpoint().open() as client, pytest.raises(EndpointError, match="pay first") as error:
-            client.chat(ASKED)
+    with (
+        chat_server(lambda request, number: Answer(status=429, body=spent)) as server,
+        server.endpoint().open() as client,
+        pytest.raises(EndpointError, match="pay first") as error,
+    ):
+        client.chat(ASKED)
     assert error.value.lasting and len(server.requests) == 1
 
 
 def test_a_missing_key_is_told_where_one_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    with chat_server(lambda request, number: Answer("who are you", 401)) as server:
-        with server.endpoint().open() as client:
-            with pytest.raises(EndpointError, match=r"no key was sent: \$OPENAI_API_KEY is not set"):
-                client.chat(ASKED)
+    with (
+        chat_server(lambda request, number: Answer("who are you", 401)) as server,
+        server.endpoint().open() as client,
+    ):
+        with pytest.raises(EndpointError, match=r"no key was sent: \$OPENAI_API_KEY is not set"):
+            client.chat(ASKED)
     assert "Authorization" not in server.headers[0]
 
 
@@ -142,17 +156,22 @@ def test_nobody_there() -> None:
 
 def test_retry_after_goes_before_our_own_wait() -> None:
     wait = Answer("later", 429, headers={"Retry-After": "0.3"})
-    with chat_server(lambda request, number: wait if number == 0 else Answer("now")) as server:
-        with server.endpoint().open() as client:
-            start = time.monotonic()
-            client.chat(ASKED)
+    with (
+        chat_server(lambda request, number: wait if number == 0 else Answer("now")) as server,
+        server.endpoint().open() as client,
+    ):
+        start = time.monotonic()
+        client.chat(ASKED)
     assert time.monotonic() - start >= 0.3
 
 
 def test_a_long_retry_after_is_told_and_not_waited_for() -> None:
-    with chat_server(lambda request, number: Answer("later", 429, headers={"Retry-After": "7200"})) as server:
-        with server.endpoint().open() as client, pytest.raises(EndpointError, match="asks to wait 7200 s"):
-            client.chat(ASKED)
+    with (
+        chat_server(lambda request, number: Answer("later", 429, headers={"Retry-After": "7200"})) as server,
+        server.endpoint().open() as client,
+        pytest.raises(EndpointError, match="asks to wait 7200 s"),
+    ):
+        client.chat(ASKED)
     assert len(server.requests) == 1
 
 
@@ -208,21 +227,25 @@ def test_a_wrong_key_ends_it_after_those_under_way() -> None:
 
 
 def test_an_endpoint_that_only_fails_is_given_up() -> None:
-    with chat_server(lambda request, number: Answer("down", 503)) as server:
-        with server.endpoint(concurrency=1, retries=0, patience=3).open() as client:
-            with pytest.raises(EndpointError, match="given up after 3 failures in a row"):
-                list(client.chat_all((number, said(number)) for number in range(50)))
+    with (
+        chat_server(lambda request, number: Answer("down", 503)) as server,
+        server.endpoint(concurrency=1, retries=0, patience=3).open() as client,
+    ):
+        with pytest.raises(EndpointError, match="given up after 3 failures in a row"):
+            list(client.chat_all((number, said(number)) for number in range(50)))
     assert len(server.requests) == 3
 
 
 def test_stopping_waits_for_those_under_way_and_begins_no_other() -> None:
     stop = threading.Event()
-    with chat_server(lambda request, number: Answer("x", stall=0.05)) as server:
-        with server.endpoint(concurrency=3).open() as client:
-            found = 0
-            for _ in client.chat_all(((number, said(number)) for number in range(50)), stop):
-                stop.set()
-                found += 1
+    with (
+        chat_server(lambda request, number: Answer("x", stall=0.05)) as server,
+        server.endpoint(concurrency=3).open() as client,
+    ):
+        found = 0
+        for _ in client.chat_all(((number, said(number)) for number in range(50)), stop):
+            stop.set()
+            found += 1
     assert found == len(server.requests) <= 3
 
 
@@ -231,9 +254,12 @@ def test_an_error_while_requests_are_made_is_not_swallowed() -> None:
         yield 0, said(0)
         raise RuntimeError("no more")
 
-    with chat_server(lambda request, number: Answer("x")) as server, server.endpoint().open() as client:
-        with pytest.raises(RuntimeError, match="no more"):
-            list(client.chat_all(requests()))
+    with (
+        chat_server(lambda request, number: Answer("x")) as server,
+        server.endpoint().open() as client,
+        pytest.raises(RuntimeError, match="no more"),
+    ):
+        list(client.chat_all(requests()))
 
 
 @pytest.mark.parametrize(
