@@ -106,9 +106,9 @@ def test_failures_that_stay_are_told(name: str) -> None:
     with (
         chat_server(lambda request, number: PASSING[name]) as server,
         server.endpoint(timeout=0.25, retries=1).open() as client,
+        pytest.raises(EndpointError, match=r"127\.0\.0\.1.*tried 2 times") as error,
     ):
-        with pytest.raises(EndpointError, match=r"127\.0\.0\.1.*tried 2 times") as error:
-            client.chat(ASKED)
+        client.chat(ASKED)
     assert len(server.requests) == 2 and "\n" not in str(error.value)
 
 
@@ -141,9 +141,9 @@ def test_a_missing_key_is_told_where_one_is_wanted(monkeypatch: pytest.MonkeyPat
     with (
         chat_server(lambda request, number: Answer("who are you", 401)) as server,
         server.endpoint().open() as client,
+        pytest.raises(EndpointError, match=r"no key was sent: \$OPENAI_API_KEY is not set"),
     ):
-        with pytest.raises(EndpointError, match=r"no key was sent: \$OPENAI_API_KEY is not set"):
-            client.chat(ASKED)
+        client.chat(ASKED)
     assert "Authorization" not in server.headers[0]
 
 
@@ -230,9 +230,9 @@ def test_an_endpoint_that_only_fails_is_given_up() -> None:
     with (
         chat_server(lambda request, number: Answer("down", 503)) as server,
         server.endpoint(concurrency=1, retries=0, patience=3).open() as client,
+        pytest.raises(EndpointError, match="given up after 3 failures in a row"),
     ):
-        with pytest.raises(EndpointError, match="given up after 3 failures in a row"):
-            list(client.chat_all((number, said(number)) for number in range(50)))
+        list(client.chat_all((number, said(number)) for number in range(50)))
     assert len(server.requests) == 3
 
 
