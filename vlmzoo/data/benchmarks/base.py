@@ -117,21 +117,21 @@ def question_row(
     name: Any,
     question: Any,
     pictures: Sequence[dict[str, Any]],
-    answer: Any = None,
+    reply: Any = None,
     **truth: Any,
 ) -> Row:
     """A question about pictures, and its answer where it is known.
 
     Args:
-        source: which benchmark. name: the row's id. answer: what the assistant says. truth: what else is known; fields
+        source: which benchmark. name: the row's id. reply: what the assistant is to say. truth: what is known; fields
             that are None are left out.
 
     Raises:
-        RowError: the question or the answer is no text.
+        RowError: the question or the reply is no text.
     """
     parts = [*[place("user")] * len(pictures), said("user", question)]
-    if answer is not None:
-        parts.append(said("assistant", answer))
+    if reply is not None:
+        parts.append(said("assistant", reply))
     known = {"question": question, **truth}
     return {
         "images": list(pictures),
