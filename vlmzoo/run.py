@@ -20,6 +20,7 @@ from vlmzoo.config import (
     dump_yaml,
     load_yaml,
     located,
+    nearest,
     override,
     part_of,
     read,
@@ -27,6 +28,7 @@ from vlmzoo.config import (
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
+from vlmzoo.evaluate.predictions import Predictions
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
 from vlmzoo.evaluate.report import refresh as write_report
@@ -141,6 +143,24 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
     return read(RunConfig, override(tree, assignments or []))
 
 
+def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The tasks of a run file's tree, which may be a section ``evaluate: {tasks: ...}`` alone.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: with the path of the mistake; no such section, or no task in it.
+    """
+    if "evaluate" not in tree:
+        close = nearest("evaluate", tree)
+        raise ConfigError(f"{name}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    tasks = read(EvaluateOptions, tree["evaluate"], "evaluate").tasks
+    if not tasks:
+        raise ConfigError(f"{name}: no evaluate.tasks")
+    return tasks
+
+
 def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     """The model and processor that a run starts with.
 
@@ -253,6 +273,22 @@ def evaluate(
     if progress is not None:
         progress.remove(tasks)
     return found
+
+
+def rescore(name: str, task: Any, answers: Path, when: str, out: Path | None) -> Result:
+    """Score answers in words without a model; the result is written under ``out``.
+
+    Args:
+        name, task: of the task and its config. answers: a file of them, see :class:`Predictions`.
+
+    Raises:
+        ConfigError: rows that cannot be judged, or answers that do not belong to them.
+    """
+    folder = out / "results" / when / name if out is not None else None
+    result = task.build(name).rescore(Predictions(answers), folder)
+    if out is not None:
+        save_result(out, when, result, str(answers))
+    return result
 
 
 def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:

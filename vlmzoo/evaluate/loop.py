@@ -160,5 +160,11 @@ def text_table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def result_text(result: Result) -> str:
+    """A result for the terminal: its metrics, and its table where it has one."""
+    tables = [text_table(metric_table(result.metrics)), *([text_table(result.table)] if result.table else [])]
+    return f"{result.task} ({result.n} rows)\n" + "\n\n".join(tables)
+
+
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
