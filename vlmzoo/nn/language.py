@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlmzoo.config import ConfigError, located, nearest
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 
+# what transformers calls the cache of keys and values, as an argument and in outputs (once ``past_key_values``)
+CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 CAUSAL_LM = (
     "causal_lm"  # what every row of the languages table stands for: transformers knows the class by kind
 )
