@@ -6,7 +6,7 @@ tokens a picture after the connector, J pictures in the fullest row, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.models.base import ZooModel
+from vlmzoo.models.candidates import score
 from vlmzoo.models.media import Media, deal, pad_rows
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.connectors.gaze import Gaze
@@ -365,6 +366,22 @@ class VisionLM(ZooModel, GenerationMixin):
         with lm.head_only_at(self.language, F.pad(supervised, (0, 1))):
             logits = self(**inputs, use_cache=False).logits[0]  # [U, V]
         return F.cross_entropy(full(logits), targets[supervised], reduction="none")
+
+    @torch.no_grad()
+    def score(self, inputs: Batch, candidates: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
+        """Log-likelihood of each token of many texts, as if each alone came after its row's prompt, read once.
+
+        Args:
+            inputs: prompts as for :meth:`generate`: input_ids [B, T], left-padded, attention_mask, pictures.
+            candidates: for each row the ids of its texts, as many as there are; they may begin alike.
+
+        Returns:
+            For each row and text the natural logarithms of its tokens' probabilities, [tokens], on the CPU.
+
+        Raises:
+            ValueError: another number of lists than rows, an empty text, one with ``<image>`` in it.
+        """
+        return score(self, inputs, candidates)
 
     # --- generation ------------------------------------------------------------------------------------------
 
