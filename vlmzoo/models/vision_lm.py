@@ -231,14 +231,18 @@ class VisionLM(ZooModel, GenerationMixin):
         return torch.cat([torch.arange(n, device=self.device) for n in pictures])
 
     def _connect(self, features: Tensor, places: Tensor) -> Tensor:
-        features = features.to(next(self.connector.parameters()).dtype)
+        features = features.to(self._connected_like().dtype)
         if getattr(self.connector, "media_embeds", None) is None:
             return self.connector(features)
         return self.connector(features, places)
 
+    def _connected_like(self) -> Tensor:
+        """A tensor of the device and dtype that the connector takes; one without weights takes the text's."""
+        return next(self.connector.parameters(), self.get_input_embeddings().weight)
+
     def _dummy_tokens(self) -> Tensor:
         """Tokens of one zero picture that no text sees: text-only rows leave zero, not missing, gradients."""
-        weight = next(self.connector.parameters())
+        weight = self._connected_like()
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters()):
             side = self.vision.image_size
             features = self.encode_pictures(weight.new_zeros(1, 3, side, side))
