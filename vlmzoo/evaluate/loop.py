@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ class Result:
         n: rows judged. curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
             "series": {name: [[x, y] or [x, y, standard error], ...]}, "x", "y", "note"}``. Metrics named
             ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
+        settings: the task's config, seeds and prompts included: a number means nothing without its protocol.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Result:
     samples: list[dict[str, Any]] = field(default_factory=list)
     n: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -98,7 +100,7 @@ def save_result(folder: str | Path, when: str, result: Result, model: str = "") 
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
-    tree = asdict(Result(result.task, result.metrics, result.table, [], result.n, result.curves))
+    tree = asdict(replace(result, samples=[]))
     for number, sample in enumerate(result.samples):
         picture = sample["picture"]
         if isinstance(picture, Image.Image):

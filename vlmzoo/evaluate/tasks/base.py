@@ -84,7 +84,9 @@ class Task(ABC):
         source, rows = self.open()
         partial = progress.of(self.name, self.config, rows, source.root) if progress is not None else None
         with evaluating(model):
-            return self.judge(Job(model, processor, source, rows, partial))
+            result = self.judge(Job(model, processor, source, rows, partial))
+        result.settings = self.config.model_dump(mode="json")
+        return result
 
     def open(self) -> tuple[Any, list[Row]]:
         """The data set and the rows that are judged.
