@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
@@ -25,6 +25,7 @@ from vlmzoo.config import (
     read,
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
+from vlmzoo.data.documents import DocumentCollate, DocumentOptions
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.progress import Progress
@@ -73,6 +74,7 @@ class StreamOptions(Config):
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
         cache: keep encoded rows in memory, for small data seen many times.
+        documents: for interleaved documents: windows, pictures kept, previous or next.
     """
 
     data: part_of("datasets")  # type: ignore[valid-type]
@@ -84,6 +86,15 @@ class StreamOptions(Config):
     template: str | None = None
     pack_length: PositiveInt | None = None
     cache: bool = False
+    documents: DocumentOptions | None = None
+
+    @model_validator(mode="after")
+    def _cached_stays(self) -> StreamOptions:
+        if self.cache and self.documents is not None and self.documents.draws:
+            raise ValueError(
+                "cache keeps what the first visit drew; documents.window and .next draw anew at each"
+            )
+        return self
 
 
 class EvaluateOptions(Config):
@@ -190,7 +201,13 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    return LanguageCollate(processor, stream.max_length, stream.template, pack_length)
+    if stream.documents is None:
+        return LanguageCollate(processor, stream.max_length, stream.template, pack_length)
+    if stream.documents.next and getattr(model.fusion, "in_prompt", True):
+        raise ConfigError(
+            f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
+        )
+    return DocumentCollate(processor, stream.documents, stream.max_length, stream.template, pack_length)
 
 
 def _can_pack(model: ZooModel) -> bool:
