@@ -20,7 +20,7 @@ from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import IMAGE, Processor
 from vlmzoo.processing.text import TINY_TOKENIZER, template
@@ -210,6 +210,9 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
         weights = _grown(weights, part)
     else:
         weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+    if name == "vision":  # at another resolution than it was trained at
+        leading = registry.lookup("visions", model.config.vision.kind).leading
+        weights = fit_positions(weights, part.state_dict(), leading)
     try:
         part.load_state_dict(weights)
     except RuntimeError as error:

@@ -110,7 +110,8 @@ class RunConfig(Config):
     """A whole run.
 
     Attributes:
-        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor.
+        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
+            which only ``vision: {image_size: side}`` may change.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
@@ -163,8 +164,7 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
         )  # fmt: skip
-    if tree:
-        raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
+    side = _new_side(tree, str(source), config.learn)
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
@@ -172,8 +172,38 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
+    if side is not None and side != model.vision.image_size:
+        model.vision.resize(side)
+        widths = (
+            {"image_tokens": model.image_tokens, "frame_tokens": model.frame_tokens} if isinstance(model, VisionLM) else {}
+        )  # fmt: skip
+        processor = processor.changed(image_size=side, **widths)
     model.config.starts = dict.fromkeys(model.parts(), str(source))
     return model, processor
+
+
+def _new_side(changes: Mapping[str, Any], source: str, learn: LearnTree) -> int | None:
+    """The size of pictures that a model goes on with, the only thing of it that may change; None keeps its own.
+
+    Raises:
+        ConfigError: other changes, or adapters, whose folder could not say it.
+    """
+    for name, change in changes.items():
+        keys = [f"{name}.{key}" for key in change] if isinstance(change, Mapping) else [name]
+        other = next((key for key in keys if key != "vision.image_size"), None)
+        if other is not None:
+            raise ConfigError(
+                f"model.{other}: a model that goes on from {source!r} takes no change but vision.image_size"
+            )
+    if not changes:
+        return None
+    side = changes["vision"].get("image_size")
+    if not isinstance(side, int) or isinstance(side, bool):
+        raise ConfigError(f"model.vision.image_size: wanted a number of pixels, got {side!r}")
+    adapted = next((name for name, how in learn.items() if how.lora is not None), None)
+    if adapted is not None:
+        raise ConfigError(f"model.vision.image_size: cannot change under adapters (learn.{adapted}.lora)")
+    return side
 
 
 def collate_of(
