@@ -22,7 +22,7 @@ from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import IMAGE, Processor
 from vlmzoo.processing.text import TINY_TOKENIZER, template
@@ -230,6 +230,9 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
         weights = _grown(weights, part)
     else:
         weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+    if name == "vision":  # at another resolution than it was trained at
+        leading = registry.lookup("visions", model.config.vision.kind).leading
+        weights = fit_positions(weights, part.state_dict(), leading)
     _put(part, weights, name, source)
 
 

@@ -27,7 +27,11 @@ class Sample:
 
 
 class Collate(Protocol):
-    """Encode rows, join samples."""
+    """Encode rows, join samples.
+
+    One with the attribute ``draws`` set sees something else of a row on every visit; its ``encode`` takes a third
+    argument, ``key``, that alone decides what.
+    """
 
     def encode(self, row: Row, root: Any = None) -> Sample:
         """One row; raises RowError if it cannot be used."""

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ class Result:
             ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
         predictions: what the model said, a line an answer (see predictions.py). submission: the records that a
             benchmark's server takes; None where there are none.
+        settings: the task's config, seeds and prompts included: a number means nothing without its protocol.
     """
 
     task: str
@@ -44,6 +45,7 @@ class Result:
     curves: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     submission: list[dict[str, Any]] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def save_result(folder: str | Path, when: str, result: Result, model: str = "") 
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
-    tree = asdict(Result(result.task, result.metrics, result.table, [], result.n, result.curves))
+    tree = asdict(replace(result, samples=[], predictions=[], submission=None))
     for name in ("predictions", "submission"):
         del tree[name]
     for number, sample in enumerate(result.samples):

@@ -336,7 +336,9 @@ class VisionLM(ZooModel, GenerationMixin):
         tokens, owned = media.in_a_line()  # [M, D], [B]
         row = torch.arange(len(embeds), device=owned.device) // (len(embeds) // len(owned))
         if bool((places & (images > owned[row, None])).any()):
-            raise ValueError(f"rows hold {images.amax(1).tolist()} image tokens, their pictures take {owned.tolist()}")
+            raise ValueError(
+                f"rows hold {images.amax(1).tolist()} image tokens, their pictures take {owned.tolist()}"
+            )
         first = (owned.cumsum(0) - owned)[row, None]  # [B * K, 1]
         ids = places * self.config.image_token_id + ~places * -1
         return self.fusion(embeds, ids, tokens[(first + images - 1)[places]])
@@ -346,7 +348,9 @@ class VisionLM(ZooModel, GenerationMixin):
         if self.fusion.in_prompt:
             yield
             return
-        keep = keep and not torch.is_grad_enabled()  # with gradients each call has its own: backward looks back at it
+        keep = (
+            keep and not torch.is_grad_enabled()
+        )  # with gradients each call has its own: backward looks back at it
         gaze = media.gaze if keep else None
         if gaze is None:
             lengths = None if media.lengths is None else pad_rows(media.lengths, media.counts)
@@ -408,7 +412,9 @@ class VisionLM(ZooModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("generate needs input_ids, the prompt made by the Processor")
         if kwargs.get("assistant_model") is not None:
-            raise ValueError("assistant_model: a draft model does not see the pictures; use prompt_lookup_num_tokens")
+            raise ValueError(
+                "assistant_model: a draft model does not see the pictures; use prompt_lookup_num_tokens"
+            )
         given = [kwargs.pop(name, None) for name in ("pixel_values", "image_features", "frames")]
         cache = kwargs.pop("past_key_values", None)
         cache = kwargs.get("cache") if cache is None else cache
@@ -428,7 +434,7 @@ class VisionLM(ZooModel, GenerationMixin):
     def _banned(self, kwargs: dict[str, Any]) -> list[int]:
         """What the caller does not want generated, and ``<image>``."""
         config = kwargs.get("generation_config") or self.generation_config
-        asked = kwargs["suppress_tokens"] if "suppress_tokens" in kwargs else config.suppress_tokens
+        asked = kwargs.get("suppress_tokens", config.suppress_tokens)
         return [*(asked or []), self.config.image_token_id]
 
 

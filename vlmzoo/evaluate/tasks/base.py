@@ -99,6 +99,7 @@ class Task(ABC):
         with evaluating(model):
             result = self.judge(job)
         result.predictions = job.said
+        result.settings = self.config.model_dump(mode="json")
         return result
 
     def rescore(self, given: Predictions, folder: Path | None = None) -> Result:
