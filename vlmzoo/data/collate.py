@@ -40,7 +40,7 @@ class LanguageCollate:
 
     Args:
         processor: of the model. max_length: longest sample in tokens; None for no bound.
-        template: a template's name, the processor's own if None.
+        template: as a processor's, its own if None.
         pack_length: length of packed rows (at least the longest sample); None pads each sample to the longest.
     """
 
@@ -55,6 +55,7 @@ class LanguageCollate:
         self.max_length = max_length
         self.template = template
         self.pack_length = pack_length
+        processor.chat_of(template)  # a mistake in its name is told now, not with the first row
 
     def encode(self, row: Row, root: Any = None) -> Sample:
         """Ids, labels and pictures of a row.
