@@ -43,17 +43,17 @@ def scored_ids(
     """
     parts: list[Part] = [*choice.row["parts"], {"role": choice.role, "type": "text", "text": candidate}]
     segments = processor.segments_of({**choice.row, "parts": parts}, name)
-    before = processor.segments_of(choice.row, name)
-    goes_on = bool(choice.row["parts"]) and choice.row["parts"][-1]["role"] == choice.role == "text"
-    start = len(before) - 1 if goes_on else len(before)  # a document's end token comes after what goes on
-    start += sum(not segment.supervised for segment in segments[start:])  # the opening of an assistant's turn
-    marked = [
-        replace(segment, supervised=number >= start and segment.kind != "image")
-        for number, segment in enumerate(segments)
-    ]
-    if not end:
-        stop = next(i for i in range(len(marked) - 1, -1, -1) if marked[i].text == candidate)
-        marked = marked[: stop + 1]
+    said = candidate.strip()  # some templates trim what is said
+    last = max(
+        i for i, one in enumerate(segments) if one.kind == "text" and not one.own and one.text.strip() == said
+    )
+    start = last
+    while (
+        segments[start - 1].own and segments[start - 1].supervised
+    ):  # what the template writes before an answer
+        start -= 1
+    marked = [replace(one, supervised=one.supervised and i >= start) for i, one in enumerate(segments)]
+    marked = marked if end else marked[: last + 1]
     return processor.segments.encode(marked)
 
 
