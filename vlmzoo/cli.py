@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmzoo import registry
+from vlmzoo.cli_instruct import instruct
 from vlmzoo.config import ConfigError, load_yaml, nearest, override, read
 
 app = typer.Typer(
@@ -496,3 +497,6 @@ def _show_written(written: Any) -> None:
     print(
         f"    {{{', '.join(f'{key}: {dump_yaml(value).splitlines()[0]}' for key, value in written.config.items())}}}"
     )
+
+
+app.command()(instruct)
