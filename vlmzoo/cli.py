@@ -15,7 +15,7 @@ import typer
 
 from vlmzoo import registry
 from vlmzoo.cli_instruct import instruct
-from vlmzoo.config import ConfigError, load_yaml, nearest, override, read
+from vlmzoo.config import ConfigError, load_yaml, override, read
 
 app = typer.Typer(
     help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
@@ -196,9 +196,7 @@ def rescore(
 
     from vlmzoo.run import rescore as score
 
-    if task not in tasks:
-        raise ConfigError(f"{config}: no task {task!r}; {nearest(task, tasks)}")
-    _show({task: score(task, tasks[task], answers, when, out)}, out, when)
+    _show({task: score(tasks, task, answers, when, out)}, out, when)
 
 
 def _tasks(config: Path, overrides: list[str] | None) -> dict[str, Any]:

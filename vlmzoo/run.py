@@ -323,17 +323,20 @@ def evaluate(
     return found
 
 
-def rescore(name: str, task: Any, answers: Path, when: str, out: Path | None) -> Result:
+def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
     """Score answers in words without a model; the result is written under ``out``.
 
     Args:
-        name, task: of the task and its config. answers: a file of them, see :class:`Predictions`.
+        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
+            :class:`Predictions`.
 
     Raises:
-        ConfigError: rows that cannot be judged, or answers that do not belong to them.
+        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
     """
+    if name not in tasks:
+        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
     folder = out / "results" / when / name if out is not None else None
-    result = task.build(name).rescore(Predictions(answers), folder)
+    result = tasks[name].build(name).rescore(Predictions(answers), folder)
     if out is not None:
         save_result(out, when, result, str(answers))
     return result
