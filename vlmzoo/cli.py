@@ -17,7 +17,6 @@ from vlmzoo import registry
 from vlmzoo.config import ConfigError, load_yaml, nearest, override, read
 
 app = typer.Typer(
-    help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -65,6 +64,24 @@ LayoutOptions = Annotated[
         "metadata=csv (imagefolder), prompt=... (llava, messages)",
     ),
 ]
+
+
+@app.callback()
+def before(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--imports",
+            metavar="FILE",
+            help="A Python file or module of yours that registers parts; repeatable, before the command's name",
+        ),
+    ] = None,
+) -> None:
+    """Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export."""
+    if imports:
+        from vlmzoo.imports import import_parts
+
+        import_parts(imports, "--imports")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -170,9 +187,11 @@ def evaluate(
     from vlmzoo import distributed
     from vlmzoo.evaluate.loop import metric_table, text_table
     from vlmzoo.evaluate.report import refresh
+    from vlmzoo.imports import import_parts
     from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
 
+    import_parts(tree.get("imports", []))
     options = read(EvaluateOptions, tree["evaluate"], "evaluate")
     _quiet()
     if not options.tasks:
