@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "vlmzoo"
 FLOORS: dict[str, int] = {
-    "types": 0, "config": 0, "registry": 0, "distributed": 0, "endpoint": 0,
+    "types": 0, "config": 0, "registry": 0, "distributed": 0, "endpoint": 0, "imports": 0,
     "nn": 1, "processing": 1,
     "models": 2, "objectives": 2, "data": 2,
     "compose": 3, "training": 3, "evaluate": 3,

@@ -18,7 +18,6 @@ from vlmzoo.cli_instruct import instruct
 from vlmzoo.config import ConfigError, load_yaml, override, read
 
 app = typer.Typer(
-    help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,6 +68,24 @@ LayoutOptions = Annotated[
         "metadata=csv (imagefolder), prompt=... (llava, messages)",
     ),
 ]
+
+
+@app.callback()
+def before(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--imports",
+            metavar="FILE",
+            help="A Python file or module of yours that registers parts; repeatable, before the command's name",
+        ),
+    ] = None,
+) -> None:
+    """Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export."""
+    if imports:
+        from vlmzoo.imports import import_parts
+
+        import_parts(imports, "--imports")
 
 
 def main(arguments: list[str] | None = None) -> None:
