@@ -90,7 +90,9 @@ class Prompt:
             out = model(**inputs, use_cache=True)
         cache = getattr(out, lm.CACHE, None)
         if cache is None:
-            raise ValueError("score needs the cache of the language model, which keeps none (in training mode?)")
+            raise ValueError(
+                "score needs the cache of the language model, which keeps none (in training mode?)"
+            )
         media = copy.deepcopy(cache.media)
         media.sealed = True
         return cls(cache, media, mask, full(out.logits[0]).log_softmax(dim=-1))
@@ -107,7 +109,12 @@ class Prompt:
             cache.batch_repeat_interleave(copies)
         with lm.head_only_at(model.language, wanted):
             out = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, media=self.media, use_cache=True
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                cache=cache,
+                media=self.media,
+                use_cache=True,
             )
         return full(out.logits[0]).log_softmax(dim=-1)
 
@@ -116,7 +123,9 @@ def twin_of(cache: Any) -> Any:
     """A cache that can grow while this one stays. Layers that grow by making new tensors share the old ones."""
     twin = copy.copy(cache)
     grows = (DynamicLayer, DynamicSlidingWindowLayer)
-    twin.layers = [copy.copy(layer) if type(layer) in grows else copy.deepcopy(layer) for layer in cache.layers]
+    twin.layers = [
+        copy.copy(layer) if type(layer) in grows else copy.deepcopy(layer) for layer in cache.layers
+    ]
     return twin
 
 
@@ -132,7 +141,9 @@ def score(model: Any, inputs: Batch, candidates: Sequence[Sequence[Text]]) -> li
     texts = [[[int(token) for token in text] for text in row] for row in candidates]
     for number, text in ((number, text) for number, row in enumerate(texts) for text in row):
         if not text or model.config.image_token_id in text:
-            raise ValueError(f"row {number}: a candidate {'has no token' if not text else 'holds an image'}: {text}")
+            raise ValueError(
+                f"row {number}: a candidate {'has no token' if not text else 'holds an image'}: {text}"
+            )
     prompt = Prompt.read(model, inputs)
     longest = max((len(text) for row in texts for text in row), default=0)
     packs = fits(prompt.cache, longest) and packs_texts(model)

@@ -80,14 +80,18 @@ class Media:
     def in_a_line(self) -> tuple[Tensor, Tensor]:
         """All own tokens in reading order, [M, C], and how many of them each row has, [B]."""
         rows = self.by_row()
-        owned = torch.tensor([sum(len(picture) for picture in row) for row in rows], device=self.tokens.device)
+        owned = torch.tensor(
+            [sum(len(picture) for picture in row) for row in rows], device=self.tokens.device
+        )
         return torch.cat([picture for row in rows for picture in row]), owned
 
     def open_places(self, images: Tensor, past: int) -> Tensor:
         """Which positions that hold the image id, [B * K, T], stand for a picture: none once this is sealed."""
         if self.read is None or not self.sealed:
             return images
-        return images & (torch.arange(past, past + images.shape[1], device=images.device) < self.read.shape[1])
+        return images & (
+            torch.arange(past, past + images.shape[1], device=images.device) < self.read.shape[1]
+        )
 
     def count(self, images: Tensor, past: int) -> Tensor:
         """Read on: how many image ids each row holds up to each position, [B * K, T], those before the call included.
@@ -103,7 +107,9 @@ class Media:
             return read.repeat_interleave(len(images) // len(read), dim=0)
         known = 0 if self.read is None else self.read.shape[1]
         if past > known:
-            raise ValueError(f"the cache holds {past} positions, but only {known} were read with these pictures")
+            raise ValueError(
+                f"the cache holds {past} positions, but only {known} were read with these pictures"
+            )
         found = images.cumsum(dim=1)
         if past:
             read = self.read.repeat_interleave(len(images) // len(self.read), dim=0)  # [B * K, P]

@@ -20,7 +20,11 @@ from vlmzoo.config import ConfigError, located, nearest
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 
 # what transformers calls the cache of keys and values, as an argument and in outputs (once ``past_key_values``)
-CACHE = "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+CACHE = (
+    "cache"
+    if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
 CAUSAL_LM = (
     "causal_lm"  # what every row of the languages table stands for: transformers knows the class by kind
 )
@@ -72,6 +76,11 @@ def width(language_config: PreTrainedConfig) -> int:
 def layer_width(language_config: PreTrainedConfig) -> int:
     """Width of the hidden states between the decoder layers."""
     return int(language_config.get_text_config().hidden_size)
+
+
+def positions_in(cache: Any) -> int:
+    """How many positions a cache holds; 0 for none."""
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 @contextmanager
@@ -148,11 +157,24 @@ def takes_tree_masks(language: PreTrainedModel) -> bool:
     language.eval()
     try:
         cache = getattr(language(input_ids=prompt, use_cache=True), CACHE)
-        more = {"attention_mask": mask_for(language, mask[None, None]), "position_ids": positions, CACHE: cache}
+        more = {
+            "attention_mask": mask_for(language, mask[None, None]),
+            "position_ids": positions,
+            CACHE: cache,
+        }
         packed = language(input_ids=ids[:, 5:], use_cache=True, **more).logits
-        alone = [language(input_ids=torch.cat([prompt, text], 1), use_cache=False).logits[:, 5:] for text in (one, two)]
+        alone = [
+            language(input_ids=torch.cat([prompt, text], 1), use_cache=False).logits[:, 5:]
+            for text in (one, two)
+        ]
         in_a_row = language(input_ids=ids, use_cache=False).logits[:, 9:]
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # a family that takes no such mask
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+        AttributeError,
+    ):  # a family that takes no such mask
         return False
     finally:
         language.train(was_training)

@@ -23,7 +23,7 @@ from vlmzoo.evaluate.tasks.documents import (
     read_document,
     references_of_query,
 )
-from vlmzoo.evaluate.tasks.scoring import Choice, best, choice_scores
+from vlmzoo.evaluate.tasks.scoring import Choice, Normalise, best, choice_scores
 from vlmzoo.processing.image import local_file
 from vlmzoo.types import Row, RowError
 
@@ -129,7 +129,9 @@ class FewShot(Task):
             Choice(row, tuple(following(prompt.query.text, text.removesuffix(stop) + stop) for text in texts), "text")
             for row, prompt, texts in zip(rows, asked, options, strict=True)
         ]  # fmt: skip
-        scores = choice_scores(job, choices, self.config.batch_size, part, self.config.template, end=False)
+        scores = choice_scores(
+            job, choices, self.config.batch_size, part, self.config.template, False, self.config.normalise
+        )
         chosen = [best(row, self.config.normalise) for row in scores]
         return [texts[i] if i >= 0 else "" for texts, i in zip(options, chosen, strict=True)]
 
@@ -238,7 +240,8 @@ class FewShotConfig(SpeakingConfig):
         shots: numbers of examples; by default 0, 1, 2, 4 and 8, those that there are examples for.
         choose: how examples are drawn from the support set. seed: examples are a function of (seed, row).
         mode: generate an answer, or take the most likely of ``truth["choices"]``.
-        normalise: in mode likelihood, compare the candidates' whole log-likelihood or that of a token on average.
+        normalise: in mode likelihood, compare the candidates' whole log-likelihood (sum), that of a token on average
+            (mean), or what the prompt adds to it (pmi).
         stop: what ends an example's text; answers are cut there.
         example: how an example is written from a row of the support set: ``{question}``, and ``{answer}`` at the end.
         between: what stands between examples.
@@ -251,7 +254,7 @@ class FewShotConfig(SpeakingConfig):
     choose: Literal["random"] = "random"
     seed: int = 0
     mode: Literal["generate", "likelihood"] = "generate"
-    normalise: Literal["sum", "mean"] = "sum"
+    normalise: Normalise = "sum"
     stop: str = "."
     example: str | None = None
     between: str = ""

@@ -167,7 +167,9 @@ class Gaze:
             return self._one_picture(seen[:, 0])
         counts = torch.stack([(seen == one).sum(dim=1) for one in range(number + 1)], dim=1)  # [B, 1 + J]
         most = int(counts[:, 1:].max())
-        if number == 1 or 2 * most > seen.shape[1]:  # chunks of one picture and many small ones: padding is no gain
+        if (
+            number == 1 or 2 * most > seen.shape[1]
+        ):  # chunks of one picture and many small ones: padding is no gain
             return Masked(self.mask(False))
         return self._chunks(seen, counts, most)
 
@@ -186,7 +188,9 @@ class Gaze:
         return found
 
     def _chunks(self, seen: Tensor, counts: Tensor, most: int) -> Chunks:
-        order = seen.argsort(dim=1, stable=True)  # [B, K * T], positions by picture, those that see none first
+        order = seen.argsort(
+            dim=1, stable=True
+        )  # [B, K * T], positions by picture, those that see none first
         starts = counts.cumsum(dim=1) - counts  # [B, 1 + J]
         within = torch.arange(most, device=seen.device)  # [S]
         wanted = (starts[:, 1:, None] + within).clamp_max(seen.shape[1] - 1)  # [B, J, S]
