@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     "methods": 4, "hub": 4, "chat": 4,
     "folders": 5, "terminal": 5, "web": 5,
     "run": 6,
-    "train": 7, "cli": 7, "__main__": 7, "auto": 7, "__init__": 7,
+    "experiment": 7, "train": 7, "cli": 7, "__main__": 7, "auto": 7, "__init__": 7,
 }  # fmt: skip
 DOORS = FLOORS["__init__"]
 NEVER = {  # room -> rooms it may not import even though they lie lower
