@@ -274,6 +274,32 @@ def compare(
 
 
 @app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="For example configs/experiments/llava_connectors.yaml")],
+    overrides: Overrides = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="So many seeds in place of the file's")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time")] = 1,
+    launch: Annotated[
+        str, typer.Option(help="How each run is started, for example 'accelerate launch --num_processes 8'")
+    ] = "",
+    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing more")] = False,
+) -> None:
+    """Compare arms of run files over seeds: trains what is not trained yet, then says what differs and what does not.
+
+    Finished runs are kept, a failed one stops no other. The same command goes on where it stopped; given twice at a
+    time, the two share the work.
+    """
+    from vlmzoo.experiment import conduct
+
+    _quiet()
+    text, files, complete = conduct(file, overrides, seeds, 0 if report_only else workers, launch)
+    print(text)
+    print(f"written to {', '.join(map(str, files))}")
+    if not (complete or report_only):
+        raise SystemExit(1)
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
     image: Annotated[str, typer.Argument(help="A picture file")],

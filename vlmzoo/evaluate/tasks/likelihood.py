@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.loop import Result, pick_samples
-from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, question_of, sample, truth_of
+from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, judged, question_of, sample, truth_of
 from vlmzoo.evaluate.tasks.classes import (
     check_groups,
     class_names,
@@ -71,7 +71,8 @@ class Likelihood(Task):
                    options[i][chosen[i]] if chosen[i] >= 0 else "", right[i])
             for i in pick_samples(right, self.config.samples)
         ]  # fmt: skip
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, {"accuracy": right})
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
     def _choice(self, job: Job, row: Row, texts: Sequence[str]) -> Choice:
         """What the model is shown, and how each candidate is written after it."""
