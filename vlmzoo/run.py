@@ -27,6 +27,7 @@ from vlmzoo.config import (
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.documents import DocumentCollate, DocumentOptions
+from vlmzoo.data.features import CacheOptions, cache_features
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.predictions import Predictions
@@ -78,7 +79,8 @@ class StreamOptions(Config):
         max_length: longest sample in tokens. template: the processor's own if None.
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
-        cache: keep encoded rows in memory, for small data seen many times.
+        cache: keep encoded rows in memory, for small data seen many times; or ``{features: FOLDER}``: what the frozen
+            tower makes of every picture is kept there, and training reads it in the place of pictures.
         format: what form of answer is asked for, on a line after each row's first question: short_answer,
             option_letter, unanswerable, one_sentence, region_description, region_box (the published words), none,
             or words of your own.
@@ -93,17 +95,22 @@ class StreamOptions(Config):
     max_length: PositiveInt | None = None
     template: str | None = None
     pack_length: PositiveInt | None = None
-    cache: bool = False
+    cache: bool | CacheOptions = False
     format: Format = "none"
     documents: DocumentOptions | None = None
 
     @model_validator(mode="after")
     def _cached_stays(self) -> StreamOptions:
-        if self.cache and self.documents is not None and self.documents.draws:
+        if self.in_memory and self.documents is not None and self.documents.draws:
             raise ValueError(
                 "cache keeps what the first visit drew; documents.window and .next draw anew at each"
             )
         return self
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether encoded rows are kept in memory."""
+        return self.cache.memory if isinstance(self.cache, CacheOptions) else self.cache
 
 
 class EvaluateOptions(Config):
@@ -299,7 +306,7 @@ def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> di
         objective = _built(options.objective, model, f"streams.{name}")
         data = MicroBatches(
             source, collate_of(options, name, objective, model, processor), Order(config.seed, name, len(source)),
-            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.cache,
+            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.in_memory,
         )  # fmt: skip
         streams[name] = Stream(name, data, objective, options.weight, options.weights)
     return streams
@@ -385,6 +392,10 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
         evaluate=lambda step: _numbers(judge(f"step-{step}")),
         evaluate_every=config.evaluate.every,
     )  # fmt: skip
+    for name, options in config.streams.items():
+        if isinstance(options.cache, CacheOptions):
+            with trainer.accelerator.autocast():
+                cache_features(name, streams[name].data, options.cache, model)
     _take_folder(out, tree, fresh, streams)  # only now: whatever was wrong has left no trace
     if distributed.is_main():
         log.info("\n" + model.table())

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vlmzoo.processing.processor import Processor, join_pictures
+from vlmzoo.data.features import FeatureCache
+from vlmzoo.processing.processor import Processor, join_features, join_pictures
 from vlmzoo.processing.response_formats import with_format
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
@@ -63,6 +64,7 @@ class LanguageCollate:
         self.max_length = max_length
         self.template = template
         self.pack_length = pack_length
+        self.features: FeatureCache | None = None  # where set, pictures come as the frozen tower's features
         processor.chat_of(template)  # a mistake in its name is told now, not with the first row
 
     def encode(self, row: Row, root: Any = None) -> Sample:
@@ -73,13 +75,17 @@ class LanguageCollate:
         """
         row = with_format(row, self.response_format)
         ids, labels = self.processor.supervised(row, self.max_length, self.template)
-        return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.processor.pictures(row, root))
+        return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.pictures(row, root))
+
+    def pictures(self, row: Row, root: Any = None) -> list[Tensor]:
+        """The row's pictures and videos, or their features."""
+        return (self.features or self.processor).pictures(row, root)
 
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """``input_ids``, ``labels``, ``position_ids`` (packed) or ``attention_mask`` (padded), and the pictures.
 
         Pictures come as :func:`vlmzoo.processing.processor.join_pictures` gives them: ``pixel_values``, and ``frames``
-        where pictures and videos, or videos of several lengths, stand in one batch.
+        where pictures and videos, or videos of several lengths, stand in one batch; cached ones as ``image_features``.
         """
         if self.pack_length is None:
             return self._with_pictures(self._padded(samples), samples)
@@ -107,7 +113,8 @@ class LanguageCollate:
         return {**batch, "labels": labels}
 
     def _with_pictures(self, batch: dict[str, Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
-        return {**batch, **join_pictures([picture for sample in samples for picture in sample.pictures])}
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        return {**batch, **(join_features(pictures) if self.features else join_pictures(pictures))}
 
     def _pad_id(self) -> int:
         return self.processor.tokenizer.pad_token_id or 0
