@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,8 @@ def _start_weights(model: ZooModel, tree: Mapping[str, Any], pretrained: bool) -
         if source:
             _load_part(model, name, str(source))
             starts[name] = str(source)
+    if "language" in starts and getattr(model, "tokens", None) is not None:
+        model.tokens.start_from(model.get_input_embeddings(), model.get_output_embeddings())
     if pretrained and isinstance(model, DualEncoder) and "text" in starts:
         _load_heads(model, starts["text"])
         starts.update(
@@ -258,8 +260,11 @@ def _load_heads(model: DualEncoder, source: str) -> None:
 # --- the processor -----------------------------------------------------------------------------------------------
 
 
-def tokenizer_of(source: str | Path) -> Any:
+def tokenizer_of(source: str | Path, added: Sequence[str] = (IMAGE,)) -> Any:
     """A tokenizer with an ``<image>`` token: ``tiny`` (the embedded one), a Hub id or a folder.
+
+    Args:
+        added: tokens that it is to know; those it lacks get the next ids in this order.
 
     Raises:
         ConfigError: no tokenizer there.
@@ -272,8 +277,9 @@ def tokenizer_of(source: str | Path) -> Any:
         raise ConfigError(
             f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"
         ) from None
-    if IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
+    lacking = [token for token in added if token not in tokenizer.get_vocab()]
+    if lacking:
+        tokenizer.add_special_tokens({"extra_special_tokens": lacking}, replace_extra_special_tokens=False)
     return tokenizer
 
 
