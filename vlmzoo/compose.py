@@ -290,6 +290,7 @@ def processor_for(
     template_name: str = "short",
     image_fit: str | None = None,
     max_frames: int | None = None,
+    around_image: str | None = None,
 ) -> Processor:
     """The processor that fits a model: its picture size, its number of image tokens, its vocabulary.
 
@@ -297,6 +298,7 @@ def processor_for(
         tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
         template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
         max_frames: frames of a video that are used, evenly spaced; None uses all.
+        around_image: a token on both sides of every picture in a prompt.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
@@ -327,5 +329,5 @@ def processor_for(
         )
     return Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
-        frame_tokens=model.frame_tokens, max_frames=max_frames,
+        frame_tokens=model.frame_tokens, max_frames=max_frames, around_image=around_image,
     )  # fmt: skip

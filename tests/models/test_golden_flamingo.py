@@ -5,6 +5,7 @@ Every file of the folder that ``VLMZOO_GOLDEN`` names is read; sizes and switche
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -114,12 +115,30 @@ def test_gated_block(name: str) -> None:
     out = block(x, Gaze(media, tensors["inputs/media_index"]))
     defined = tensors["expected/well_defined"].bool()
     same(out[defined], tensors["expected/output"][defined], "output")
+    branch = attention_branch(block, x, media, tensors["inputs/media_index"])
+    same(branch[defined], tensors["expected/attention_branch"][defined], "attention branch")
+    if "inputs/x_new" in tensors:  # text that goes on after the row sees what the row's last token saw
+        further = tensors["inputs/media_index"][:, -1:].expand(-1, tensors["inputs/x_new"].shape[1])
+        defined = tensors["expected/well_defined_new"].bool()
+        with torch.no_grad():
+            new = block(tensors["inputs/x_new"], Gaze(media, further))
+        same(new[defined], tensors["expected/output_new"][defined], "further text")
     (out * tensors["inputs/cotangent"]).sum().backward()
     same(x.grad, tensors["grads/inputs/x"], "x")
     same(media.grad, tensors["grads/inputs/media"], "media")
     gradients = {n: t for n, t in group(tensors, "grads").items() if not n.startswith("inputs/")}
     for key, gradient in block_names(gradients).items():
         same(block.get_parameter(key).grad, gradient, key)
+
+
+@torch.no_grad()
+def attention_branch(
+    block: GatedBlock, x: torch.Tensor, media: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
+    """What a block's attention adds before its gate, seen with the other gate closed."""
+    alone = copy.deepcopy(block)
+    alone.feed_forward_gate.zero_()
+    return (alone(x, Gaze(media, index)) - x) / alone.attention_gate.tanh()
 
 
 def block_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -187,7 +187,8 @@ def read(folder: str | Path) -> tuple[VisionLM, Processor]:
     model = shell(tree, tokenizer.convert_tokens_to_ids(IMAGE))
     put(model, tensors)
     model.config.starts = dict.fromkeys(model.parts(), str(folder))
-    return model.eval(), processor_for(model, tokenizer, image_fit="squash")
+    around = FAKE if FAKE in tokenizer.get_vocab() else None
+    return model.eval(), processor_for(model, tokenizer, image_fit="squash", around_image=around)
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class Processor(ProcessorMixin):
         frame_tokens: ids more for each further frame of a video (0 where a video takes as many as a picture).
         max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
         template: a name of ``vlmzoo.processing.text.TEMPLATES``.
+        around_image: a token that stands on both sides of every picture in a prompt (Idefics), None for none.
         max_length: longest text of a dual encoder, in tokens; padding always goes to it if ``pad_to_max``.
     """
 
@@ -42,8 +43,10 @@ class Processor(ProcessorMixin):
         pad_to_max: bool = False,
         frame_tokens: int = 0,
         max_frames: int | None = None,
+        around_image: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.around_image = around_image
         self.image_tokens = image_tokens
         self.frame_tokens = frame_tokens
         self.max_frames = max_frames
@@ -56,7 +59,8 @@ class Processor(ProcessorMixin):
             image_processor, tokenizer, chat_template=chat_template or self._jinja(tokenizer, template)
         )
         self.transform = ImageTransform.of(image_processor)
-        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens, frame_tokens)
+        around = None if around_image is None else tokenizer.convert_tokens_to_ids(around_image)
+        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens, frame_tokens, around)
 
     @staticmethod
     def _jinja(tokenizer: Any, name: str) -> str:
@@ -90,6 +94,7 @@ class Processor(ProcessorMixin):
             pad_to_max=self.pad_to_max,
             frame_tokens=self.frame_tokens,
             max_frames=max_frames or self.max_frames,
+            around_image=self.around_image,
         )
 
     @property
@@ -263,7 +268,9 @@ class Processor(ProcessorMixin):
                     raise ValueError(
                         f"text {number} has {one.count(IMAGE)} {IMAGE} places and {len(pictures)} pictures"
                     )
-            expanded = [one.replace(IMAGE, IMAGE * self.image_tokens) for one in texts]
+            around = self.around_image or ""
+            place = around + IMAGE * self.image_tokens + around
+            expanded = [one.replace(IMAGE, place).replace(around + around, around) for one in texts]
             ids = self.tokenizer(expanded, add_special_tokens=kwargs.pop("add_special_tokens", False))[
                 "input_ids"
             ]
