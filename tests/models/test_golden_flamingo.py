@@ -37,8 +37,8 @@ def cases(number: int) -> Any:
     return pytest.mark.parametrize("name", found or [f"no case{number}_*.json in {GOLDEN}"])
 
 
-def case(name: str) -> Case:
-    return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
+def case(name: str, folder: Path = GOLDEN) -> Case:
+    return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
 def group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -90,7 +90,7 @@ class AddedTokens(Component):
         own = F.linear(
             args[0], self.output_rows.to(args[0].dtype), None if bias is None else bias[self.ids]
         )  # [..., K]
-        return logits.index_copy(-1, self.ids, own.to(logits.dtype))
+        return logits.index_copy_(-1, self.ids, own.to(logits.dtype))  # in place: logits are large
 
     def folded(self, weight: Tensor, rows: Tensor) -> Tensor:
         """A language model's matrix [V, D] with ``rows`` (input or output) in the places of the added tokens."""
