@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from vlmzoo.models.base import ZooModel
 from vlmzoo.models.media import Media, deal, pad_rows
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.connectors.gaze import Gaze
+from vlmzoo.nn.tokens import AddedTokens
 from vlmzoo.nn.vision import EXTRAS, VisionEncoder
 from vlmzoo.types import IGNORE_INDEX, Batch, full
 
@@ -35,6 +37,7 @@ class VisionLMConfig(PreTrainedConfig):
         vision, language: transformers config objects, shared with the towers built from them.
         connector, fusion: mappings with a ``kind``, validated against the registry.
         image_token_id: the id of ``<image>`` in the language model's vocabulary.
+        tokens: ids of added tokens, whose rows learn apart from the language model's (see ``vlmzoo.nn.tokens``).
         starts: for each part, where its weights came from ("random" if absent).
         lora: part to the options of the adapter in it (see ``vlmzoo.nn.lora``); the model is built with it.
     """
@@ -50,6 +53,7 @@ class VisionLMConfig(PreTrainedConfig):
     connector: dict | None = None
     fusion: dict | None = None
     image_token_id: int = 2
+    tokens: list[int] | None = None
     starts: dict | None = None
     lora: dict | None = None
     tie_word_embeddings: bool = False
@@ -81,29 +85,35 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
-    PARTS = ("vision", "connector", "fusion", "language")
+    PARTS = ("vision", "connector", "fusion", "tokens", "language")
 
     def __init__(self, config: VisionLMConfig) -> None:
         super().__init__(config)
-        fusion = read_part("fusions", config.fusion)
+        fusion, connector = read_part("fusions", config.fusion), read_part("connectors", config.connector)
         self.vision = VisionEncoder(config.vision)
         self.language = AutoModelForCausalLM.from_config(config.language)
+        inside = (
+            getattr(connector, "width", None) or self.vision.dim
+        )  # of the visual tokens that the fusion is given
         self.fusion = fusion.build(
             image_token_id=config.image_token_id,
             num_layers=config.language.num_hidden_layers,
             dim=lm.layer_width(config.language),
-            context_dim=self.vision.dim,
+            context_dim=inside,
         )
-        width = self.fusion.width_for(self.vision.dim, lm.width(config.language))
-        self.connector = read_part("connectors", config.connector).build(self.vision.dim, width)
+        width = self.fusion.width_for(inside, lm.width(config.language))
+        self.connector = connector.build(self.vision.dim, width)
         rows = self.language.get_input_embeddings().num_embeddings
-        if not 0 <= config.image_token_id < rows:
-            raise ConfigError(
-                f"image_token_id: {config.image_token_id} is outside the vocabulary of {rows} rows"
-            )
+        for name, ids in (("image_token_id", [config.image_token_id]), ("tokens", config.tokens or [])):
+            for number in ids:
+                if not 0 <= number < rows:
+                    raise ConfigError(f"{name}: {number} is outside the vocabulary of {rows} rows")
+        tied = bool(config.language.tie_word_embeddings)
+        self.tokens = AddedTokens(config.tokens, lm.width(config.language), tied) if config.tokens else None
         if not self.fusion.in_prompt:
             self.fusion.attach(lm.decoder_layers(self.language))
         self.post_init()
+        self._hook_head()
         self.put_in_lora()
 
     # --- the transformers contract ---------------------------------------------------------------------------
@@ -123,10 +133,33 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Set the language model's."""
         self.language.set_output_embeddings(value)
+        self._hook_head()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the language model's vocabulary; its own config (shared with ours) follows."""
-        return self.language.resize_token_embeddings(*args, **kwargs)
+        embedding = self.language.resize_token_embeddings(*args, **kwargs)
+        self._hook_head()
+        return embedding
+
+    # --- added tokens ----------------------------------------------------------------------------------------
+
+    def _hook_head(self) -> None:
+        if self.tokens is not None:
+            self.tokens.attach(self.get_output_embeddings())
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Word embeddings of ids [B, T]: [B, T, D], added tokens from their own rows."""
+        embedding = self.get_input_embeddings()
+        return embedding(input_ids) if self.tokens is None else self.tokens.embed(embedding, input_ids)
+
+    def fold_tokens(self) -> int:
+        """Write the rows of added tokens into the language model's and forget them; how many there were."""
+        if self.tokens is None:
+            return 0
+        folded = len(self.tokens.numbers)
+        self.tokens.fold_into(self.get_input_embeddings(), self.get_output_embeddings())
+        self.tokens = self.config.tokens = None
+        return folded
 
     def get_decoder(self) -> nn.Module:
         """The language model's decoder."""
@@ -226,23 +259,27 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             )
         return Media.of([made[i] for i in range(len(videos))], pictures)
 
+    @property
+    def _anchor(self) -> Tensor:
+        """A parameter whose dtype and device the visual tokens take: the connector's, or if it has none the fusion's, or
+        the text's."""
+        return next(
+            chain(self.connector.parameters(), self.fusion.parameters()), self.get_input_embeddings().weight
+        )
+
     def _places(self, pictures: list[int]) -> Tensor:
         """Each picture's place in its row, counted from 0, [I]."""
         return torch.cat([torch.arange(n, device=self.device) for n in pictures])
 
     def _connect(self, features: Tensor, places: Tensor) -> Tensor:
-        features = features.to(self._connected_like().dtype)
+        features = features.to(self._anchor.dtype)
         if getattr(self.connector, "media_embeds", None) is None:
             return self.connector(features)
         return self.connector(features, places)
 
-    def _connected_like(self) -> Tensor:
-        """A tensor of the device and dtype that the connector takes; one without weights takes the text's."""
-        return next(self.connector.parameters(), self.get_input_embeddings().weight)
-
     def _dummy_tokens(self) -> Tensor:
         """Tokens of one zero picture that no text sees: text-only rows leave zero, not missing, gradients."""
-        weight = self._connected_like()
+        weight = self._anchor
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters()):
             side = self.vision.image_size
             features = self.encode_pictures(weight.new_zeros(1, 3, side, side))
@@ -289,9 +326,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         past = lm.positions_in(cache)
         if media is None:
             media = self.media_after(cache, input_ids, pixel_values, image_features, frames)
-        embeds = (
-            self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        )  # [B, T, D]
+        embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
         places = media.open_places(input_ids == self.config.image_token_id, past)  # [B, T]
         images = media.count(places, past)  # [B, T]
         if self.fusion.in_prompt:
@@ -430,27 +465,3 @@ def llava_tiny() -> dict[str, Any]:
     the place at 93 %, at 56 % two layers on), and what they are as well as anywhere.
     """
     return _llava(tiny_vision(feature_layer=-4, cls="drop"), tiny_language(), image_token_id=2)
-
-
-def flamingo_tiny() -> dict[str, Any]:
-    """Flamingo shape at the same sizes and on the same features: 8 latents, a gated block before every layer.
-
-    With one resampler layer in place of two, captions learn where things are later.
-    """
-    connector = {
-        "kind": "perceiver",
-        "num_latents": 8,
-        "depth": 2,
-        "heads": 4,
-        "dim_head": 16,
-        "activation": "sq_relu",
-    }
-    fusion = {
-        "kind": "gated_cross_attention",
-        "every": 1,
-        "heads": 4,
-        "dim_head": 16,
-        "activation": "sq_relu",
-    }
-    tree = _llava(tiny_vision(feature_layer=-4, cls="drop"), tiny_language(), image_token_id=2)
-    return {**tree, "connector": connector, "fusion": fusion}
