@@ -247,6 +247,10 @@ class SegmentTokenizer:
                 self._cache[key] = ids
         return ids
 
+    def width(self, frames: int = 1) -> int:
+        """Ids that a picture (of one frame) or video takes."""
+        return self.image_tokens + self.frame_tokens * (frames - 1)
+
     def split(self, words: str) -> list[str]:
         """A template's own words as texts and names of control tokens in turn; a text (perhaps empty) comes first."""
         if words not in self._own:
@@ -291,9 +295,8 @@ class SegmentTokenizer:
                 yield ids, supervised, kind
             elif kind == "image":
                 for number, member in enumerate(members):
-                    width = self.image_tokens + self.frame_tokens * (member.frames - 1)
-                    before = [] if number else self.around_image
-                    yield [*before, *[self.image_token_id] * width, *self.around_image], False, kind
+                    places = [self.image_token_id] * self.width(member.frames)
+                    yield [*([] if number else self.around_image), *places, *self.around_image], False, kind
                 before = ""
             else:
                 token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id

@@ -79,7 +79,7 @@ def coco_row(record: Mapping[str, Any], name: str, files: Mapping[Any, str]) -> 
 
 
 def _coco(path: str, where: str) -> Mapping[str, Any]:
-    tree = read_json(path)
+    tree = read_json(path, where)
     lists = [tree.get(key) for key in ("images", "annotations")] if isinstance(tree, Mapping) else [None]
     if not all(isinstance(one, list) for one in lists):
         raise ConfigError(f"{where} {path}: wanted COCO json with 'images' and 'annotations'")

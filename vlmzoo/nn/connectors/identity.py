@@ -1,4 +1,4 @@
-"""No connector: the tower's tokens go on as they are (Idefics without a resampler)."""
+"""No connector: the tower's tokens enter as they are, into a text as wide (splice) or between its layers (gated)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vlmzoo.config import Config
 from vlmzoo.nn.attention import Component
 
 
-class IdentityConnector(Component):
-    """Features [I, F, N, D] to tokens [I, F * N, D]."""
-
-    def tokens_per_image(self, patches: int, frames: int = 1) -> int:
-        """As many as the tower gives."""
-        return patches * frames
+class Identity(Component):
+    """Visual tokens as they are."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Frames one after the other."""
+        """Features [I, F, N, D] to tokens [I, F * N, D]."""
         return rearrange(features, "i f n d -> i (f n) d")
+
+    def tokens_per_image(self, patches: int, frames: int = 1) -> int:
+        """How many tokens a picture becomes."""
+        return patches * frames
 
 
 class IdentityConfig(Config):
@@ -28,15 +28,14 @@ class IdentityConfig(Config):
 
     kind: Literal["identity"] = "identity"
 
-    def build(self, dim_in: int, dim_out: int) -> IdentityConnector:
-        """The connector.
+    def build(self, dim_in: int, dim_out: int) -> Identity:
+        """The connector of a tower whose width is the one that the fusion wants.
 
         Raises:
-            ValueError: the fusion wants another width than the tower has.
+            ValueError: widths that differ.
         """
         if dim_in != dim_out:
             raise ValueError(
-                f"connector.kind: 'identity' keeps the tower's width {dim_in}, the fusion wants {dim_out}; "
-                "wanted for example 'linear'"
+                f"connector identity: the tower is {dim_in} wide, the language model {dim_out}; take linear or mlp"
             )
-        return IdentityConnector()
+        return Identity()
