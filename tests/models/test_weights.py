@@ -46,7 +46,10 @@ SHAPES = {  # blocks, their width, and parameters in millions: resampler, blocks
     "openflamingo-4b": (16, 2560, 63, 898, 4039), "openflamingo-9b": (8, 4096, 63, 1116, 8131),
     "idefics-9b": (8, 4096, 126, 1435, 8930),
 }  # fmt: skip
-FAR = {"flamingo-9b": 0.14, "flamingo-80b": 0.17}  # Granite 8B for Chinchilla 7B; 12 blocks by table 1 make 8.4 B of 10
+FAR = {
+    "flamingo-9b": 0.14,
+    "flamingo-80b": 0.17,
+}  # Granite 8B for Chinchilla 7B; 12 blocks by table 1 make 8.4 B of 10
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
@@ -67,8 +70,12 @@ def test_idefics_has_the_stock_models_parameters() -> None:
     with torch.device("meta"):
         stock = IdeficsForVisionText2Text(
             IdeficsConfig(
-                additional_vocab_size=2, alpha_type="vector", cross_layer_interval=4, qk_layer_norms=True,
-                use_resampler=True, perceiver_config={"use_resampler": True, "qk_layer_norms_perceiver": True},
+                additional_vocab_size=2,
+                alpha_type="vector",
+                cross_layer_interval=4,
+                qk_layer_norms=True,
+                use_resampler=True,
+                perceiver_config={"use_resampler": True, "qk_layer_norms_perceiver": True},
                 vision_config={"embed_dim": 1280},
             )  # fmt: skip
         )
