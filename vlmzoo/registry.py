@@ -31,9 +31,9 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "clip-vit-l-14": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14", "OpenAI CLIP ViT-L/14, 428 M"),
         "clip-vit-l-14-336": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14_336", "OpenAI CLIP ViT-L/14 at 336 px, 428 M"),
         "siglip-b-16": Entry("vlmzoo.models.dual_encoder:siglip_b_16", "SigLIP base, patch 16 at 224 px, 203 M"),
-        "llava-tiny": Entry("vlmzoo.models.vision_lm:llava_tiny", "LLaVA shape that learns the scenes on a laptop"),
-        "llava-1.5-7b": Entry("vlmzoo.models.vision_lm:llava_1_5_7b", "LLaVA-1.5 on Vicuna 7B, 7.06 B"),
-        "llava-1.5-13b": Entry("vlmzoo.models.vision_lm:llava_1_5_13b", "LLaVA-1.5 on Vicuna 13B, 13.35 B"),
+        "llava-tiny": Entry("vlmzoo.models.presets:llava_tiny", "LLaVA shape that learns the scenes on a laptop"),
+        "llava-1.5-7b": Entry("vlmzoo.models.presets:llava_1_5_7b", "LLaVA-1.5 on Vicuna 7B, 7.06 B"),
+        "llava-1.5-13b": Entry("vlmzoo.models.presets:llava_1_5_13b", "LLaVA-1.5 on Vicuna 13B, 13.35 B"),
         "flamingo-tiny": Entry("vlmzoo.models.flamingo:flamingo_tiny", "Flamingo shape: Perceiver Resampler, gated cross-attention"),
         "flamingo-3b": Entry("vlmzoo.models.flamingo:flamingo_3b", "Flamingo-3B's shape on Pythia 1.4B, 3.2 B"),
         "flamingo-9b": Entry("vlmzoo.models.flamingo:flamingo_9b", "Flamingo-9B's shape on Granite 3.1 8B, 10.6 B"),
@@ -52,7 +52,7 @@ _TABLES: dict[str, dict[str, Entry]] = {
     "connectors": {
         "mlp": Entry("vlmzoo.nn.connectors.mlp:MlpConfig", "two-layer MLP, token by token (LLaVA-1.5); depth says how many layers"),
         "linear": Entry("vlmzoo.nn.connectors.linear:LinearConfig", "one linear layer, token by token (LLaVA)"),
-        "identity": Entry("vlmzoo.nn.connectors.identity:IdentityConfig", "none: a tower as wide as the language model"),
+        "identity": Entry("vlmzoo.nn.connectors.identity:IdentityConfig", "none: a tower as wide as the language model, or gated cross-attention (Idefics without a resampler)"),
         "perceiver": Entry("vlmzoo.nn.connectors.perceiver:PerceiverConfig", "Perceiver Resampler: any pictures or frames to a fixed number of tokens (Flamingo)"),
     },
     "fusions": {

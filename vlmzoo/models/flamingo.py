@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmzoo.models.vision_lm import clip_vision, tiny_language, tiny_vision
+from vlmzoo.models.presets import clip_vision, tiny_language, tiny_vision
 
 END_OF_CHUNK_AND_IMAGE = 2  # rows that a preset adds to its language model's vocabulary
 

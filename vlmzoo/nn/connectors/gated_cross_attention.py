@@ -135,7 +135,13 @@ class GatedCrossAttention(Component):
         activation: str = "gelu",
         attend: str = "immediate",
         media_norm: bool = False,
-        **block: Any,
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
+        qk_norm: bool = False,
+        hidden: int | None = None,
+        glu: bool = False,
+        gate: str = "scalar",
+        gate_start: float = 0.0,
     ) -> None:
         super().__init__()
         self.places = list(range(offset, num_layers, every))
@@ -145,7 +151,7 @@ class GatedCrossAttention(Component):
             {
                 str(place): GatedBlock(
                     dim, context_dim, heads, dim_head, mult, activation, media_norm, attend == "all_previous", number,
-                    **block,
+                    norm=norm, norm_eps=norm_eps, qk_norm=qk_norm, hidden=hidden, glu=glu, gate=gate, gate_start=gate_start,
                 )
                 for number, place in enumerate(self.places)
             }
