@@ -308,9 +308,8 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
 
         Args:
             input_ids: [B, T]; every picture's place holds ``image_token_id`` (L times for splice, once for gated).
-            attention_mask, position_ids, cache (past_key_values), use_cache: as in transformers. The cache that comes
-                back also holds the pictures, and how many each row has had: what follows it needs no pictures, or
-                brings those of its own places only.
+            attention_mask, position_ids, cache, use_cache: as in transformers. The cache that comes back also holds
+                the pictures, and how many each row has had: what follows it brings those of its own places only.
             pixel_values: [I, 3, H, W] or [I, F, 3, H, W], pictures in reading order over the rows.
             image_features: [I, F, N, D] instead of pixels. media: already encoded pictures instead of either.
             frames: [I], where pictures and videos of several lengths are mixed; see :meth:`media`.
