@@ -24,46 +24,53 @@ class Boxes(str, Enum):
     xyxy = "xyxy"
 
 
+Sources = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="SOURCE ...",
+        help="COCO json files of the same pictures (captions, instances), a jsonl file, or a folder of 'vlmzoo scenes "
+        "--layout coco'",
+    ),
+]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        help="With commas: conversation, detail and reasoning (by a model; all three where an endpoint is named), rules "
+        "(without one)"
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="An OpenAI-compatible endpoint, for example http://localhost:8000/v1")
+]
+Price = Annotated[
+    str | None, typer.Option(help="Money for a million prompt and a million completion tokens: 0.15,0.60")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other setting, for example rules.padded=true; repeatable"
+    ),
+]
+
+
 def instruct(
-    source: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SOURCE ...",
-            help="COCO json files of the same pictures (captions, instances), a jsonl file, or a folder of "
-            "'vlmzoo scenes --layout coco'",
-        ),
-    ],
+    source: Sources,
     out: Annotated[Path, typer.Option(help="The LLaVA json to write; replies and report go beside it")],
-    kinds: Annotated[
-        str | None,
-        typer.Option(
-            help="conversation, detail and reasoning (by a model), rules (without one); with commas. Without an "
-            "endpoint rules, with one the other three"
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible endpoint, for example http://localhost:8000/v1")
-    ] = None,
+    kinds: Kinds = None,
+    base_url: Address = None,
     model: Annotated[str | None, typer.Option(help="The model's name there")] = None,
     key_env: Annotated[
-        str | None, typer.Option(help="The variable that holds the key [OPENAI_API_KEY]")
+        str | None, typer.Option(help="The variable that holds its key; OPENAI_API_KEY by default")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="The folder of the pictures")] = None,
     boxes: Annotated[Boxes, typer.Option(help="What the boxes of a jsonl file are")] = Boxes.fractions,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures")] = None,
-    price: Annotated[
-        str | None, typer.Option(help="Money for a million prompt and a million completion tokens: 0.15,0.60")
-    ] = None,
+    price: Price = None,
     budget: Annotated[float | None, typer.Option(help="Stop asking once this much is spent")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A file with any of the settings, prompts among them")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any other, for example rules.padded=true; repeatable"
-        ),
-    ] = None,
+    settings: Settings = None,
 ) -> None:
     """Write instruction data about pictures from their captions and boxes, by rules or by a text model elsewhere.
 
