@@ -104,14 +104,14 @@ def instruct(
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A line for the terminal, from the first reply on."""
+    """A line for the terminal, once something is done."""
     from tqdm import tqdm
 
     bars: list[Any] = []
 
     def show(done: int, total: int) -> None:
         if not bars:
-            bars.append(tqdm(total=total, unit="reply"))
+            bars.append(tqdm(total=total))
         bars[0].update(done - bars[0].n)
 
     try:

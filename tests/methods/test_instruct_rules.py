@@ -278,7 +278,7 @@ def test_negatives_take_turns_and_yes_and_no_are_balanced() -> None:
         here = [one for one in rounds_of(picture) if one.kind == "presence"]
         found.update(one.negative or "present" for one in here)
     absent = sum(found.values()) - found["present"]
-    assert 0.85 < absent / found["present"] <= 1
+    assert 0.9 < absent / found["present"] <= 1  # a picture with nearly everything has too few absent ones
     assert all(found[how] > 40 for how in ("random", "popular", "adversarial"))
 
 

@@ -92,9 +92,9 @@ def written(report: Report, name: str) -> Any:
     )
 
 
-def no_key_in(folder: Path) -> None:
+def no_key_in(folder: Path, key: str = KEY) -> None:
     for path in folder.rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -289,22 +289,17 @@ def test_the_command_offline(tmp_path: Path) -> None:
     assert len(source) == 10 and source.rejected == [] and len(source[0]["images"]) == 1
 
 
-def test_the_command_with_an_endpoint_and_own_prompts(tmp_path: Path) -> None:
+def test_the_command_with_an_endpoint_and_own_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY[::-1])
     (tmp_path / "more.yaml").write_text(
         "endpoint: {backoff: 0.001, temperature: 0.7}\n"
         "prompts:\n  detail: {system: write one description in verse, questions: [Sing to me.]}\n"
     )
     with chat_server(well) as server:
-        rest = (
-            "--base-url",
-            server.address,
-            "--model",
-            "stub",
-            "--config",
-            tmp_path / "more.yaml",
-            "--price",
-            "1,2",
-        )
+        there = ("--base-url", server.address, "--model", "stub", "--key-env", "MY_KEY")
+        rest = (*there, "--config", tmp_path / "more.yaml", "--price", "1,2")
         done = CliRunner().invoke(app, command(jsonl(tmp_path, 2), tmp_path / "my.json", *rest))
     assert done.exit_code == 0, done.output
     assert {asked_for(one)[0] for one in server.requests} == {"conversation", "detail", "reasoning"}
@@ -312,21 +307,14 @@ def test_the_command_with_an_endpoint_and_own_prompts(tmp_path: Path) -> None:
     assert "6 requests in this run (0 retries); 42 + 18 tokens in all; cost 0.0001" in done.output
     questions = [one["conversations"][0]["value"] for one in json.loads((tmp_path / "my.json").read_text())]
     assert questions.count("<image>\nSing to me.") == 2
-    no_key_in(tmp_path)
-    assert KEY not in done.output
+    assert {one["Authorization"] for one in server.headers} == {f"Bearer {KEY[::-1]}"}
+    no_key_in(tmp_path, KEY[::-1])
+    assert KEY[::-1] not in done.output
 
 
 def start(source: Path, out: Path, server: ChatServer) -> subprocess.Popen[str]:
-    rest = (
-        "--kinds",
-        "detail",
-        "--base-url",
-        server.address,
-        "--model",
-        "stub",
-        "--set",
-        "endpoint.concurrency=2",
-    )
+    there = ("--base-url", server.address, "--model", "stub")
+    rest = (*there, "--kinds", "detail", "--set", "endpoint.concurrency=2")
     return subprocess.Popen(
         [sys.executable, "-m", "vlmzoo", *command(source, out, *rest)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),

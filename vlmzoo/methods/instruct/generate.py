@@ -84,8 +84,8 @@ def write_instruct(
     files appear whole, also when the run is stopped: they then hold what there is so far.
 
     Args:
-        records: the pictures. out: the json file. options: what to write. progress: called with (requests done, requests
-            in all). stop: once set no further request is begun.
+        records: the pictures. out: the json file. options: what to write. progress: called with (done, in all) of requests, or
+            of pictures where none is asked. stop: once set no further request is begun.
 
     Raises:
         ConfigError: ``out`` is no ``.json``, or a file that no run of this wrote; another process writes these replies.
@@ -111,7 +111,7 @@ def write_instruct(
         if log is not None:
             report.passed_over = list(log.passed_over)
             failures = _ask(pictures, options, log, report, progress, stop or threading.Event())
-        _write(records, pictures, options, log, failures, report)
+        _write(records, pictures, options, log, failures, report, None if options.asked else progress)
     return report
 
 
@@ -181,6 +181,7 @@ def _write(
     log: ReplyLog | None,
     failures: Mapping[str, str],
     report: Report,
+    progress: Progress | None,
 ) -> None:
     """All files from what is known now: a pure function of source, options and replies."""
     writer = _Writer(options, log, failures, report, Absent(records.pictures))
@@ -199,7 +200,7 @@ def _write(
 
         for name, reason in records.rejected:
             refuse(name, "source", Refused("source record", reason))
-        for picture in pictures:
+        for number, picture in enumerate(pictures, 1):
             for kind in options.kinds:
                 judged = writer.by_rules(picture) if kind == "rules" else writer.by_model(picture, kind)
                 if judged.rounds:
@@ -207,6 +208,8 @@ def _write(
                     report.keep(kind, judged.rounds)
                 for refused in judged.refused:
                     refuse(picture.id, kind, refused)
+            if progress is not None:
+                progress(number, len(pictures))
         with data.open("w", encoding="utf-8") as file:
             items.copy_into(file)
     with _whole(report.files["report"]) as summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -101,17 +102,21 @@ def write_rounds(picture: Annotated, rules: Rules, absent: Absent) -> list[Round
     """
     if rules.padded and not (picture.width and picture.height):
         raise RowError("boxes of the padded square need the picture's width and height")
-    written: dict[RuleKind, list[Round]] = {}
-    for kind in rules.kinds:
-        rng = keyed(rules.seed, picture.id, kind)
-        written[kind] = list(islice(MAKERS[kind](picture, rules, absent, rng), rules.questions))
-    kept: dict[RuleKind, int] = dict.fromkeys(written, 0)
-    for _ in range(rules.questions):  # the kind that has the fewest so far
-        open_kinds = [kind for kind in written if kept[kind] < len(written[kind])]
-        if not open_kinds:
-            break
-        kept[min(open_kinds, key=kept.__getitem__)] += 1
-    return [one for kind in rules.kinds for one in written[kind][: kept[kind]]]
+    makers = [
+        MAKERS[kind](picture, rules, absent, keyed(rules.seed, picture.id, kind)) for kind in rules.kinds
+    ]
+    rounds = islice(_in_turn(makers), rules.questions)
+    return sorted(rounds, key=lambda one: rules.kinds.index(one.kind))  # type: ignore[arg-type]
+
+
+def _in_turn(makers: Sequence[Iterator[Round]]) -> Iterator[Round]:
+    """One of each, and again, until all are empty; no more are written than are taken."""
+    waiting = deque(makers)
+    while waiting:
+        maker = waiting.popleft()
+        for one in islice(maker, 1):
+            waiting.append(maker)
+            yield one
 
 
 def _formed(kind: str, fact: Fact, rules: Rules, rng: random.Random) -> Round:
@@ -138,6 +143,8 @@ def presence(picture: Annotated, rules: Rules, absent: Absent, rng: random.Rando
     for number, category in enumerate(shuffled(rng, sorted(picture.categories))):
         how = rules.negatives[(turn + number) % len(rules.negatives)]
         other = absent.choose(picture, how, category, taken, rng)
+        if other is None:  # as POPE's own generator does
+            how, other = "random", absent.choose(picture, "random", category, taken, rng)
         pair = [_is_there(category, counts.get(category, 2), "")]
         if other is not None:
             taken.append(other)
