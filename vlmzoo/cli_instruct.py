@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -91,7 +91,8 @@ def instruct(
     tree = {"kinds": ["conversation", "detail", "reasoning"] if tree.get("endpoint") else ["rules"], **tree}
     options = read(Instruct, tree, "instruct")
     records = read_annotated(source, images, boxes.value)
-    with _progress() as progress, _stopping() as stop:
+    asking = _stopping() if options.asked else nullcontext(threading.Event())
+    with _progress() as progress, asking as stop:
         report = write_instruct(records, out, options, progress, stop)
     typer.echo(report.text())
     typer.echo("\n" + "\n".join(f"{name}: {path}" for name, path in report.files.items()))

@@ -192,7 +192,9 @@ def check_caption(picture: Annotated, question: str, answer: str) -> None:
 
 
 def check_detail(picture: Annotated, question: str, answer: str) -> None:
-    caption = next((text for text in picture.captions if answer.startswith(text.rstrip("."))), None)
+    caption = next(
+        (text for text in picture.captions if answer.startswith(text.rstrip(".").capitalize())), None
+    )
     assert caption is not None
     rest = answer[len(caption.rstrip(".")) + 2 :]
     counts, *places = re.split(r"(?<=\.) ", rest)
@@ -354,6 +356,8 @@ def test_boxes_too_small_for_the_decimals_are_not_written() -> None:
 def test_wrong_options_are_told() -> None:
     with pytest.raises(ConfigError, match=r"rules\.negatives"):
         read(Rules, {"negatives": ["popularr"]}, "rules")
+    with pytest.raises(ConfigError, match=r"rules\.forms: wanted at least one name, each of them once"):
+        read(Rules, {"forms": ["short", "short"]}, "rules")
     with pytest.raises(ConfigError, match="did you mean 'ratio'"):
         read(Rules, {"ration": 2}, "rules")
 

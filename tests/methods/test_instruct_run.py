@@ -254,7 +254,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     [
         ({"kinds": ["detail"]}, "no endpoint is named; rules needs none"),
         ({"kinds": ["detale"]}, "kinds.0"),
-        ({"kinds": []}, "at least 1"),
+        ({"kinds": []}, "names none"),
         ({"kinds": ["rules", "rules"]}, "one twice"),
         ({"budget": 3}, "a budget needs a price"),
         ({"endpoint": {"model": "m"}}, "endpoint.base_url: missing"),

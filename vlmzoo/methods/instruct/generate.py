@@ -40,7 +40,7 @@ class Instruct(Config):
             replies have cost so much. limit: only the first pictures.
     """
 
-    kinds: tuple[AnyKind, ...] = Field(default=("rules",), min_length=1)
+    kinds: tuple[AnyKind, ...] = ("rules",)
     endpoint: Endpoint | None = None
     prompts: dict[Kind, Prompt] = {}
     rules: Rules = Rules()
@@ -51,8 +51,8 @@ class Instruct(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Instruct:
-        if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"kinds names one twice: {', '.join(self.kinds)}")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kinds names none, or one twice: {', '.join(self.kinds)}")
         if self.asked and self.endpoint is None:
             raise ValueError(
                 f"{', '.join(self.asked)}: asked of a model, and no endpoint is named; rules needs none"
@@ -128,13 +128,15 @@ def _ask(
 ) -> dict[str, str]:
     """Ask for every reply that is not in the log; returns what went wrong with single requests, by key."""
     assert options.endpoint is not None
-    wanted = [(picture, kind) for picture in pictures for kind in options.asked]
-    missing = [pair for pair in wanted if _key(*pair, options) not in log]
-    requests = ((pair, options.prompt(pair[1]).messages(pair[0])) for pair in missing)
+    missing: list[tuple[Annotated, Kind]] = []
     spent = [0, 0]
-    for picture, kind in wanted:
-        if (key := _key(picture, kind, options)) in log:
-            _add(spent, log[key])
+    for picture in pictures:
+        for kind in options.asked:
+            if (key := _key(picture, kind, options)) in log:
+                _add(spent, log[key])
+            else:
+                missing.append((picture, kind))
+    requests = ((pair, options.prompt(pair[1]).messages(pair[0])) for pair in missing)
 
     def stop_at_budget() -> None:
         if options.budget is not None and (report.cost(spent) or 0) >= options.budget:
@@ -186,7 +188,8 @@ def _write(
     """All files from what is known now: a pure function of source, options and replies."""
     writer = _Writer(options, log, failures, report, Absent(records.pictures))
     with (
-        _whole(report.files["data"]) as data,
+        _whole(report.files["data"]) as data,  # takes its name last, so the report is always beside it
+        _whole(report.files["report"]) as summary,
         _whole(report.files["rejected"]) as rejected,
         ExitStack() as after,
     ):
@@ -212,9 +215,7 @@ def _write(
                 progress(number, len(pictures))
         with data.open("w", encoding="utf-8") as file:
             items.copy_into(file)
-    with _whole(report.files["report"]) as summary:
-        settings = options.model_dump(mode="json", exclude={"prompts"})
-        tree = {**report.tree(), "options": settings}
+        tree = {**report.tree(), "options": options.model_dump(mode="json")}
         summary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vlmzoo.config import Config
 from vlmzoo.data.scenes.chance import keyed, pick, shuffled
@@ -58,15 +58,22 @@ class Rules(Config):
             sees it, not of the picture. decimals: of them.
     """
 
-    kinds: tuple[RuleKind, ...] = Field(default=KINDS, min_length=1)
-    forms: tuple[Form, ...] = Field(default=("short", "letter", "sentence"), min_length=1)
-    negatives: tuple[Negative, ...] = Field(default=("random", "popular", "adversarial"), min_length=1)
+    kinds: tuple[RuleKind, ...] = KINDS
+    forms: tuple[Form, ...] = ("short", "letter", "sentence")
+    negatives: tuple[Negative, ...] = ("random", "popular", "adversarial")
     questions: int = Field(default=16, ge=1)
     seed: int = 0
     margin: float = Field(default=0.1, gt=0, lt=1)
     ratio: float = Field(default=2.0, gt=1)
     padded: bool = False
     decimals: int = Field(default=2, ge=1, le=6)
+
+    @field_validator("kinds", "forms", "negatives")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) < len(names):
+            raise ValueError("wanted at least one name, each of them once")
+        return names
 
 
 @dataclass(frozen=True)
@@ -279,7 +286,7 @@ def detail(picture: Annotated, rules: Rules, absent: Absent, rng: random.Random)
     """A caption, how many there are of everything, and where the largest ones are."""
     if not picture.categories:
         return
-    said = [_ended(pick(rng, picture.captions))] if picture.captions else []
+    said = [capital(_ended(pick(rng, picture.captions)))] if picture.captions else []
     counts = picture.counts()
     groups = [counted(number, category) for category, number in counts.items()]
     groups += [f"some {plural(category)}" for category in sorted(picture.crowds)]
