@@ -22,7 +22,7 @@ import yaml
 from vlmzoo import registry
 from vlmzoo.cli import app
 from vlmzoo.config import load_yaml, merge, override, parse_yaml, read
-from vlmzoo.run import RunConfig
+from vlmzoo.run import RunConfig, read_tasks
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "pages"
@@ -111,8 +111,12 @@ def test_commands_exist(page: Path) -> None:
             pytest.fail(f"{page.name}: {shlex.join(line)}: {error.message}")
         for word in rest:
             assert not word.endswith(".yaml") or (ROOT / word).is_file(), f"{page.name}: no file {word}"
-        if name in ("train", "eval"):
-            read(RunConfig, override(load_yaml(ROOT / given["config"]), given["overrides"] or []))
+        if name in ("train", "eval", "rescore"):
+            tree = override(load_yaml(ROOT / given["config"]), given["overrides"] or [])
+            if name == "train" or "model" in tree:
+                read(RunConfig, tree)
+            if name == "rescore":
+                assert given["task"] in read_tasks(tree, given["config"]), f"{page.name}: {shlex.join(line)}"
 
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "yaml")], ids=lambda page: page.name)
