@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
 from vlmzoo import registry
-from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config
+from vlmzoo.config import ConfigError, load_yaml, merge, nearest, part_config, readable
 from vlmzoo.models.base import ZooModel, read_weights
 from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
@@ -126,7 +126,7 @@ def _started(base: Mapping[str, Any], change: dict[str, Any], name: str) -> dict
 
 def _kind_of(source: str, name: str, guess: str) -> str:
     try:
-        published, _ = PreTrainedConfig.get_config_dict(located(source))
+        published, _ = PreTrainedConfig.get_config_dict(readable(source, f"{name}.from"))
     except OSError as error:
         raise ConfigError(
             f"{name}.from: cannot read {source!r}: {' '.join(str(error).split())[:200]}"
@@ -198,7 +198,7 @@ def is_zoo_folder(source: str | Path) -> bool:
 
 
 def _load_part(model: ZooModel, name: str, source: str) -> None:
-    part, source = getattr(model, name), located(source)
+    part, source = getattr(model, name), readable(source, f"{name}.from")
     if is_zoo_folder(source):
         weights = _plain_weights(source, name)
         # A tied weight is saved under one of its names only.
@@ -264,10 +264,9 @@ def tokenizer_of(source: str | Path) -> Any:
     Raises:
         ConfigError: no tokenizer there.
     """
+    folder = TINY_TOKENIZER if str(source) == "tiny" else readable(source, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            TINY_TOKENIZER if str(source) == "tiny" else located(source)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import PreTrainedConfig
 
 from vlmzoo.compose import CLASSES, is_zoo_folder
-from vlmzoo.config import ConfigError, located, nearest
+from vlmzoo.config import ConfigError, nearest, readable
 from vlmzoo.hub import adapter, llava, llava_original
 from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
 from vlmzoo.hub.card import run_facts, write_card
@@ -63,7 +63,7 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
 
 
 def _local(source: str | Path) -> Path:
-    folder = Path(located(source))
+    folder = Path(readable(source, "load"))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigError(f"load: {str(source)!r} holds no config.json (is the run finished?)")

@@ -23,9 +23,12 @@ from vlmzoo.config import (
     override,
     part_of,
     read,
+    readable,
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
+from vlmzoo.data.group import GroupedOrder, shapes_of
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
+from vlmzoo.data.sources import Source
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
@@ -72,6 +75,8 @@ class StreamOptions(Config):
         max_length: longest sample in tokens. template: the processor's own if None.
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
+        group: rows of one step are alike: all with pictures or all without (``modality``, LLaVA's recipe), or of like
+            ``length`` in words. For padded batches; packed ones need neither.
         cache: keep encoded rows in memory, for small data seen many times.
     """
 
@@ -83,6 +88,7 @@ class StreamOptions(Config):
     max_length: PositiveInt | None = None
     template: str | None = None
     pack_length: PositiveInt | None = None
+    group: Literal["modality", "length"] | None = None
     cache: bool = False
 
 
@@ -197,13 +203,41 @@ def _can_pack(model: ZooModel) -> bool:
     return isinstance(model, VisionLM) and model.fusion.in_prompt and keeps_segments_apart(model.language)
 
 
-def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> dict[str, Stream]:
+def open_sources(config: RunConfig) -> dict[str, Source]:
+    """The data of every stream, before the model takes its time.
+
+    Raises:
+        ConfigError: what cannot be read, a line each; a folder that the model is to go on from is looked for too.
+    """
+    sources, wrong = {}, []
+    try:
+        if config.model.get("from") is not None:
+            readable(str(config.model["from"]), "model.from")
+    except ConfigError as error:
+        wrong.append(str(error))
+    for name, options in config.streams.items():
+        try:
+            sources[name] = options.data.open()
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return sources
+
+
+def make_streams(
+    config: RunConfig, model: ZooModel, processor: Processor, sources: Mapping[str, Source] | None = None
+) -> dict[str, Stream]:
     """The run's streams for this process.
+
+    Args:
+        sources: of :func:`open_sources`, which is called if there are none.
 
     Raises:
         ConfigError: a batch smaller than the shares it is cut into, or data that cannot be read.
     """
     streams = {}
+    sources = sources or open_sources(config)
     pieces = config.trainer.micro_batches * distributed.world_size()
     quarantine = Path(config.out) / "quarantine.jsonl"
     for name, options in config.streams.items():
@@ -212,14 +246,25 @@ def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> di
                 f"streams.{name}.batch_size: {options.batch_size} rows cannot be cut into {config.trainer.micro_batches} "
                 f"micro-batches on {distributed.world_size()} processes"
             )
-        source = options.data.open()
+        source = sources[name]
         objective = _built(options.objective, model, f"streams.{name}")
         data = MicroBatches(
-            source, collate_of(options, name, objective, model, processor), Order(config.seed, name, len(source)),
+            source, collate_of(options, name, objective, model, processor), order_of(options, name, source, config.seed, pieces),
             options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.cache,
         )  # fmt: skip
         streams[name] = Stream(name, data, objective, options.weight, options.weights)
     return streams
+
+
+def order_of(options: StreamOptions, name: str, source: Source, seed: int, pieces: int) -> Order:
+    """The order of a stream's rows.
+
+    Args:
+        name: of the stream. seed: of the run. pieces: that a step is cut into, over processes and micro-batches.
+    """
+    if options.group is None:
+        return Order(seed, name, len(source))
+    return GroupedOrder(seed, name, shapes_of(source), options.batch_size, pieces, options.group)
 
 
 def _built(options: Any, model: ZooModel, where: str) -> Any:
@@ -267,11 +312,12 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     if not fresh:
         _refuse_another_run(out, tree)
+    sources = open_sources(config)
     torch.manual_seed(config.seed)
     model, processor = starting_model(config)
     if config.trainer.activation_checkpointing:
         model.checkpoint_activations()
-    streams = make_streams(config, model, processor)
+    streams = make_streams(config, model, processor, sources)
     check_tasks(model, config.evaluate.tasks)
 
     def judge(when: str) -> dict[str, Result]:
