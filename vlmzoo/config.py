@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import types
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -48,6 +48,23 @@ def nearest_file(path: Path, pattern: str) -> str:
         folder = folder.parent
     folders = [one.name for one in folder.parent.iterdir() if one.is_dir() and not one.name.startswith(".")]
     return f"no folder {str(folder)!r}; {nearest(folder.name, folders)}"
+
+
+def together(works: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each of several works gives.
+
+    Raises:
+        ConfigError: the mistakes of all of them, a line each.
+    """
+    found, wrong = {}, []
+    for name, work in works.items():
+        try:
+            found[name] = work()
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return found
 
 
 def differences(old: Any, new: Any) -> list[str]:

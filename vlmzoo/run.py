@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
@@ -20,16 +20,20 @@ from vlmzoo.config import (
     dump_yaml,
     load_yaml,
     located,
+    nearest,
     override,
     part_of,
     read,
     readable,
+    together,
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
-from vlmzoo.data.group import GroupedOrder, shapes_of
-from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
+from vlmzoo.data.documents import DocumentCollate, DocumentOptions
+from vlmzoo.data.group import order_of
+from vlmzoo.data.mix import MicroBatches, append_quarantine, read_quarantine
 from vlmzoo.data.sources import Source
 from vlmzoo.evaluate.loop import Result, save_result, text_table
+from vlmzoo.evaluate.predictions import Predictions
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
 from vlmzoo.evaluate.report import refresh as write_report
@@ -41,6 +45,7 @@ from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
 from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
 from vlmzoo.training.step import Stream
@@ -78,6 +83,10 @@ class StreamOptions(Config):
         group: rows of one step are alike: all with pictures or all without (``modality``, LLaVA's recipe), or of like
             ``length`` in words. For padded batches; packed ones need neither.
         cache: keep encoded rows in memory, for small data seen many times.
+        format: what form of answer is asked for, on a line after each row's first question: short_answer,
+            option_letter, unanswerable, one_sentence, region_description, region_box (the published words), none,
+            or words of your own.
+        documents: for interleaved documents: windows, pictures kept, previous or next.
     """
 
     data: part_of("datasets")  # type: ignore[valid-type]
@@ -90,6 +99,16 @@ class StreamOptions(Config):
     pack_length: PositiveInt | None = None
     group: Literal["modality", "length"] | None = None
     cache: bool = False
+    format: Format = "none"
+    documents: DocumentOptions | None = None
+
+    @model_validator(mode="after")
+    def _cached_stays(self) -> StreamOptions:
+        if self.cache and self.documents is not None and self.documents.draws:
+            raise ValueError(
+                "cache keeps what the first visit drew; documents.window and .next draw anew at each"
+            )
+        return self
 
 
 class EvaluateOptions(Config):
@@ -105,7 +124,8 @@ class RunConfig(Config):
     """A whole run.
 
     Attributes:
-        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor.
+        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
+            which only ``vision: {image_size: side}`` may change.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
@@ -142,6 +162,24 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
     return read(RunConfig, override(tree, assignments or []))
 
 
+def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The tasks of a run file's tree, which may be a section ``evaluate: {tasks: ...}`` alone.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: with the path of the mistake; no such section, or no task in it.
+    """
+    if "evaluate" not in tree:
+        close = nearest("evaluate", tree)
+        raise ConfigError(f"{name}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    tasks = read(EvaluateOptions, tree["evaluate"], "evaluate").tasks
+    if not tasks:
+        raise ConfigError(f"{name}: no evaluate.tasks")
+    return tasks
+
+
 def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     """The model and processor that a run starts with.
 
@@ -158,8 +196,7 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
         )  # fmt: skip
-    if tree:
-        raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
+    side = _new_side(tree, str(source), config.learn)
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
@@ -167,8 +204,38 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
+    if side is not None and side != model.vision.image_size:
+        model.vision.resize(side)
+        widths = (
+            {"image_tokens": model.image_tokens, "frame_tokens": model.frame_tokens} if isinstance(model, VisionLM) else {}
+        )  # fmt: skip
+        processor = processor.changed(image_size=side, **widths)
     model.config.starts = dict.fromkeys(model.parts(), str(source))
     return model, processor
+
+
+def _new_side(changes: Mapping[str, Any], source: str, learn: LearnTree) -> int | None:
+    """The size of pictures that a model goes on with, the only thing of it that may change; None keeps its own.
+
+    Raises:
+        ConfigError: other changes, or adapters, whose folder could not say it.
+    """
+    for name, change in changes.items():
+        keys = [f"{name}.{key}" for key in change] if isinstance(change, Mapping) else [name]
+        other = next((key for key in keys if key != "vision.image_size"), None)
+        if other is not None:
+            raise ConfigError(
+                f"model.{other}: a model that goes on from {source!r} takes no change but vision.image_size"
+            )
+    if not changes:
+        return None
+    side = changes["vision"].get("image_size")
+    if not isinstance(side, int) or isinstance(side, bool):
+        raise ConfigError(f"model.vision.image_size: wanted a number of pixels, got {side!r}")
+    adapted = next((name for name, how in learn.items() if how.lora is not None), None)
+    if adapted is not None:
+        raise ConfigError(f"model.vision.image_size: cannot change under adapters (learn.{adapted}.lora)")
+    return side
 
 
 def collate_of(
@@ -196,7 +263,16 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    return LanguageCollate(processor, stream.max_length, stream.template, pack_length)
+    words = format_text(stream.format)
+    if stream.documents is None:
+        return LanguageCollate(processor, stream.max_length, stream.template, pack_length, words)
+    if words:
+        raise ConfigError(f"streams.{name}.format: {stream.format!r}; documents ask no questions")
+    if stream.documents.next and getattr(model.fusion, "in_prompt", True):
+        raise ConfigError(
+            f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
+        )
+    return DocumentCollate(processor, stream.documents, stream.max_length, stream.template, pack_length)
 
 
 def _can_pack(model: ZooModel) -> bool:
@@ -207,22 +283,12 @@ def open_sources(config: RunConfig) -> dict[str, Source]:
     """The data of every stream, before the model takes its time.
 
     Raises:
-        ConfigError: what cannot be read, a line each; a folder that the model is to go on from is looked for too.
+        ConfigError: all that cannot be read, and a folder to go on from that is not there.
     """
-    sources, wrong = {}, []
-    try:
-        if config.model.get("from") is not None:
-            readable(str(config.model["from"]), "model.from")
-    except ConfigError as error:
-        wrong.append(str(error))
-    for name, options in config.streams.items():
-        try:
-            sources[name] = options.data.open()
-        except ConfigError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    return sources
+    base = config.model.get("from")
+    works = {name: options.data.open for name, options in config.streams.items()}
+    found = together({"": lambda: base and readable(str(base), "model.from"), **works})
+    return {name: found[name] for name in works}
 
 
 def make_streams(
@@ -249,22 +315,12 @@ def make_streams(
         source = sources[name]
         objective = _built(options.objective, model, f"streams.{name}")
         data = MicroBatches(
-            source, collate_of(options, name, objective, model, processor), order_of(options, name, source, config.seed, pieces),
+            source, collate_of(options, name, objective, model, processor),
+            order_of(config.seed, name, source, options.batch_size, pieces, options.group),
             options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.cache,
         )  # fmt: skip
         streams[name] = Stream(name, data, objective, options.weight, options.weights)
     return streams
-
-
-def order_of(options: StreamOptions, name: str, source: Source, seed: int, pieces: int) -> Order:
-    """The order of a stream's rows.
-
-    Args:
-        name: of the stream. seed: of the run. pieces: that a step is cut into, over processes and micro-batches.
-    """
-    if options.group is None:
-        return Order(seed, name, len(source))
-    return GroupedOrder(seed, name, shapes_of(source), options.batch_size, pieces, options.group)
 
 
 def _built(options: Any, model: ZooModel, where: str) -> Any:
@@ -291,6 +347,25 @@ def evaluate(
     if progress is not None:
         progress.remove(tasks)
     return found
+
+
+def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
+    """Score answers in words without a model; the result is written under ``out``.
+
+    Args:
+        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
+            :class:`Predictions`.
+
+    Raises:
+        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
+    """
+    if name not in tasks:
+        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
+    folder = out / "results" / when / name if out is not None else None
+    result = tasks[name].build(name).rescore(Predictions(answers), folder)
+    if out is not None:
+        save_result(out, when, result, str(answers))
+    return result
 
 
 def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def test_llava_logits_loss_gradients(pair: Any, pictures: tuple[int, ...]) -> No
     loss = stock(**inputs, labels=batch["labels"]).loss
     loss.backward()
     assert relative(term.sum.detach() / term.count, loss.detach()) < 1e-6
-    names = rename([name for name, _ in model.named_parameters()], llava.RULES, to_theirs=True)
-    classic = {name: grad for name, grad in llava._classic(gradients(stock)).items()}
+    names = rename([name for name, _ in model.named_parameters()], llava.rules("clip"), to_theirs=True)
+    classic = {name: grad for name, grad in llava._classic(gradients(stock), llava.TOWERS["clip"]).items()}
     checked = 0
     for name, grad in gradients(model).items():
         if grad.any():

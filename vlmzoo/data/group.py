@@ -16,6 +16,7 @@ import numpy as np
 from vlmzoo.data.mix import Order, key_of, share
 from vlmzoo.data.sources import Source
 
+By = Literal["modality", "length"]
 POOL = 50  # batches that are sorted by length together; within a larger pool, batches of an epoch would be less random
 
 
@@ -43,6 +44,20 @@ def shapes_of(source: Source) -> Shapes:
     )
 
 
+def order_of(
+    seed: int, stream: str, source: Source, batch_size: int, pieces: int = 1, group: By | None = None
+) -> Order:
+    """The order of a stream's rows.
+
+    Args:
+        seed: of the run. stream: its name. source: rows. batch_size, pieces: of a step, see :class:`GroupedOrder`.
+        group: None shuffles all rows alike.
+    """
+    if group is None:
+        return Order(seed, stream, len(source))
+    return GroupedOrder(seed, stream, shapes_of(source), batch_size, pieces, group)
+
+
 class GroupedOrder(Order):
     """Row numbers by position, epoch after epoch, alike rows in one step.
 
@@ -62,7 +77,7 @@ class GroupedOrder(Order):
         shapes: Shapes,
         batch_size: int,
         pieces: int = 1,
-        by: Literal["modality", "length"] = "modality",
+        by: By = "modality",
     ) -> None:
         super().__init__(seed, stream, len(shapes.words))
         self.shapes, self.batch_size, self.pieces, self.by = shapes, batch_size, pieces, by

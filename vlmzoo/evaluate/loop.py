@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from vlmzoo import distributed
+from vlmzoo.evaluate.predictions import FILE
 from vlmzoo.evaluate.progress import Partial
 
 T = TypeVar("T")
@@ -31,6 +32,9 @@ class Result:
         n: rows judged. curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
             "series": {name: [[x, y] or [x, y, standard error], ...]}, "x", "y", "note"}``. Metrics named
             ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
+        predictions: what the model said, a line an answer (see predictions.py). submission: the records that a
+            benchmark's server takes; None where there are none.
+        settings: the task's config, seeds and prompts included: a number means nothing without its protocol.
     """
 
     task: str
@@ -39,6 +43,9 @@ class Result:
     samples: list[dict[str, Any]] = field(default_factory=list)
     n: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    submission: list[dict[str, Any]] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -94,23 +101,33 @@ def pick_samples(right: Sequence[bool], most: int) -> list[int]:
 
 
 def save_result(folder: str | Path, when: str, result: Result, model: str = "") -> Path:
-    """Write ``results/<when>/<task>.json`` and its pictures under a run folder; returns the json's path."""
+    """Write ``results/<when>/<task>.json`` under a run folder, and beside it in a folder of the task's name pictures,
+    ``predictions.jsonl`` and ``submission.json``; returns the json's path."""
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
-    tree = asdict(Result(result.task, result.metrics, result.table, [], result.n, result.curves))
+    tree = asdict(replace(result, samples=[], predictions=[], submission=None))
+    for name in ("predictions", "submission"):
+        del tree[name]
     for number, sample in enumerate(result.samples):
         picture = sample["picture"]
         if isinstance(picture, Image.Image):
             picture.save(pictures / f"{number}.png")
             picture = f"{result.task}/{number}.png"
         tree["samples"].append({**sample, "picture": picture})
+    if result.predictions:
+        _write_whole(pictures / FILE, "".join(json.dumps(line) + "\n" for line in result.predictions))
+    if result.submission is not None:
+        _write_whole(pictures / "submission.json", json.dumps(result.submission))
     file = target / f"{result.task}.json"
+    _write_whole(file, json.dumps(_plain({**tree, "when": when, "model": model}), indent=1))
+    return file
+
+
+def _write_whole(file: Path, text: str) -> None:
     building = file.with_suffix(".tmp")
-    text = json.dumps(_plain({**tree, "when": when, "model": model}), indent=1)
     building.write_text(text, encoding="utf-8")
     building.replace(file)
-    return file
 
 
 def _plain(tree: Any) -> Any:
@@ -143,6 +160,12 @@ def text_table(rows: Sequence[dict[str, Any]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def result_text(result: Result) -> str:
+    """A result for the terminal: its metrics, and its table where it has one."""
+    tables = [text_table(metric_table(result.metrics)), *([text_table(result.table)] if result.table else [])]
+    return f"{result.task} ({result.n} rows)\n" + "\n\n".join(tables)
 
 
 def _cell(value: Any) -> str:

@@ -68,25 +68,37 @@ class Processor(ProcessorMixin):
         return tree
 
     def changed(
-        self, template_name: str | None = None, image_fit: str | None = None, max_frames: int | None = None
+        self,
+        template_name: str | None = None,
+        image_fit: str | None = None,
+        max_frames: int | None = None,
+        image_size: int | None = None,
+        image_tokens: int | None = None,
+        frame_tokens: int | None = None,
     ) -> Processor:
-        """The same processor with another template, fit of pictures or bound on frames; None keeps its own.
+        """The same processor with something else about it; None keeps its own.
+
+        Args:
+            template_name: how turns are written. image_fit: crop, pad or squash. max_frames: bound on frames.
+            image_size: side of pictures in pixels, with which image_tokens and frame_tokens, the ids of a picture and of
+                each further frame, may change.
 
         Raises:
             ConfigError: no such template, or one whose control tokens the tokenizer lacks.
         """
         name = template_name or self.template
         self.chat_of(name).require_controls(self.tokenizer)
-        transform = replace(self.transform, fit=image_fit or self.transform.fit)  # type: ignore[arg-type]
+        fit, size = image_fit or self.transform.fit, image_size or self.transform.size
+        transform = replace(self.transform, fit=fit, size=size)  # type: ignore[arg-type]
         return Processor(
             transform.stock(),
             self.tokenizer,
             chat_template=self.chat_template if name == self.template else None,
-            image_tokens=self.image_tokens,
+            image_tokens=self.image_tokens if image_tokens is None else image_tokens,
             template=name,
             max_length=self.max_length,
             pad_to_max=self.pad_to_max,
-            frame_tokens=self.frame_tokens,
+            frame_tokens=self.frame_tokens if frame_tokens is None else frame_tokens,
             max_frames=max_frames or self.max_frames,
         )
 

@@ -325,6 +325,10 @@ class SegmentTokenizer:
                 self._cache[key] = ids
         return ids
 
+    def width(self, frames: int = 1) -> int:
+        """Ids that a picture (of one frame) or video takes."""
+        return self.image_tokens + self.frame_tokens * (frames - 1)
+
     def split(self, words: str) -> list[str]:
         """A template's own words as texts and names of control tokens in turn; a text (perhaps empty) comes first."""
         if words not in self._own:
@@ -370,8 +374,7 @@ class SegmentTokenizer:
                 yield ids, supervised, kind
             elif kind == "image":
                 for member in members:
-                    width = self.image_tokens + self.frame_tokens * (member.frames - 1)
-                    yield [self.image_token_id] * width, False, kind
+                    yield [self.image_token_id] * self.width(member.frames), False, kind
                 before = ""
             else:
                 token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id

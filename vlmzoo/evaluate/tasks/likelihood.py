@@ -16,6 +16,7 @@ from vlmzoo.evaluate.tasks.classes import (
     labels_of,
 )
 from vlmzoo.evaluate.tasks.scoring import Choice, best, choice_scores
+from vlmzoo.processing.response_formats import Format, format_text, with_format
 from vlmzoo.types import Part, Row
 
 
@@ -84,7 +85,8 @@ class Likelihood(Task):
             known = getattr(job.source, "class_templates", ()) if role == "text" else ()
             pattern = str(known[0]) if known and row.get("label") is not None else "{}"
         written = tuple(pattern.replace("{}", text) for text in texts)
-        return Choice({**row, "parts": asked}, written, role)  # type: ignore[arg-type]
+        shown = with_format({**row, "parts": asked}, format_text(self.config.format))
+        return Choice(shown, written, role)  # type: ignore[arg-type]
 
     def _question(self, row: Row) -> str:
         return self.config.prompt or question_of(row) or "which is most likely?"
@@ -133,6 +135,7 @@ class LikelihoodConfig(TaskConfig):
             does not favour short ones.
         score_end: the end of the answer counts as a token.
         groups: fields of ``truth`` to give accuracy by, and the worst group's. template: how turns are written.
+        format: as of tasks that generate.
     """
 
     kind: Literal["likelihood"] = "likelihood"
@@ -143,6 +146,7 @@ class LikelihoodConfig(TaskConfig):
     score_end: bool = True
     groups: list[str] = []
     template: str | None = None
+    format: Format = "none"
 
     def build(self, name: str) -> Likelihood:
         """The task."""
