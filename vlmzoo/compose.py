@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
@@ -263,7 +263,7 @@ def _put(part: torch.nn.Module, weights: Mapping[str, torch.Tensor], name: str, 
 def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
     try:
         weights = read_weights(source, f"{name}.")
-    except (FileNotFoundError, KeyError) as error:
+    except (FileNotFoundError, KeyError, SafetensorError) as error:
         raise ConfigError(f"{name}.from: {error.args[0]}") from None
     if any(is_lora(f"{name}.{key}") for key in weights):
         raise ConfigError(
@@ -342,22 +342,12 @@ def processor_for(
     fit = image_fit or ("squash" if siglip else "crop")
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
     transform = ImageTransform(model.vision.image_size, fit, mean, std)  # type: ignore[arg-type]
-    rows = model.config.get_text_config().vocab_size
-    highest = max(tokenizer.get_vocab().values())
+    check_vocabulary(model, tokenizer)
     if isinstance(model, DualEncoder):
-        if highest >= rows and tokenizer.convert_tokens_to_ids(IMAGE) < highest:
-            raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
         length = model.config.text.max_position_embeddings
         pads = model.config.text.kind == "siglip"
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
-        )
-    if highest >= rows:
-        raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
-    if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:
-        own = tokenizer.convert_tokens_to_ids(IMAGE)
-        raise ConfigError(
-            f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
         )
     processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
@@ -365,3 +355,23 @@ def processor_for(
     )  # fmt: skip
     processor.chat.require_controls(tokenizer)
     return processor
+
+
+def check_vocabulary(model: ZooModel, tokenizer: Any) -> None:
+    """Refuse a tokenizer that writes ids that a model has no row for, or another id in the place of a picture.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    rows = model.config.get_text_config().vocab_size
+    highest, image = max(tokenizer.get_vocab().values()), tokenizer.convert_tokens_to_ids(IMAGE)
+    if isinstance(model, DualEncoder):
+        if highest >= rows and image < highest:
+            raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
+        return
+    if highest >= rows:
+        raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
+    if image != model.config.image_token_id:
+        raise ConfigError(
+            f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {image}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 
-from vlmzoo.compose import CLASSES, is_zoo_folder
+from vlmzoo.compose import is_zoo_folder
 from vlmzoo.config import ConfigError, nearest, readable
-from vlmzoo.hub import adapter, llava, llava_original
+from vlmzoo.hub import adapter, llava, llava_original, own
 from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
@@ -45,10 +44,11 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
         model.config.starts = dict.fromkeys(model.parts(), base)
         return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
-        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
-        return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
-    tree = PreTrainedConfig.get_config_dict(folder)[0]
+        return own.read(folder, **options)
+    try:
+        tree = PreTrainedConfig.get_config_dict(folder)[0]
+    except OSError as error:
+        raise ConfigError(f"load: {source}: {' '.join(str(error).split())[:200]}") from None
     kind = tree.get("model_type")
     if kind == "llava" or llava_original.is_original(tree):
         try:

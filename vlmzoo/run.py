@@ -41,7 +41,7 @@ from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
 from vlmzoo.hub.card import run_facts, write_card
-from vlmzoo.models.base import ZooModel
+from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
 from vlmzoo.processing.processor import Processor
@@ -77,7 +77,7 @@ class StreamOptions(Config):
     Attributes:
         batch_size: rows of one optimiser step, over all processes and micro-batches.
         weight: lambda_m. weights: of the objective's named terms.
-        max_length: longest sample in tokens. template: the processor's own if None.
+        max_length: longest sample in tokens, at the most the model's positions. template: the processor's own if None.
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
         group: rows of one step are alike: all with pictures or all without (``modality``, LLaVA's recipe), or of like
@@ -263,16 +263,16 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    words = format_text(stream.format)
+    words, longest = format_text(stream.format), within(stream.max_length, model)
     if stream.documents is None:
-        return LanguageCollate(processor, stream.max_length, stream.template, pack_length, words)
+        return LanguageCollate(processor, longest, stream.template, pack_length, words)
     if words:
         raise ConfigError(f"streams.{name}.format: {stream.format!r}; documents ask no questions")
     if stream.documents.next and getattr(model.fusion, "in_prompt", True):
         raise ConfigError(
             f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
         )
-    return DocumentCollate(processor, stream.documents, stream.max_length, stream.template, pack_length)
+    return DocumentCollate(processor, stream.documents, longest, stream.template, pack_length)
 
 
 def _can_pack(model: ZooModel) -> bool:
