@@ -163,3 +163,10 @@ def read_weights(folder: str | Path, prefix: str) -> dict[str, torch.Tensor]:
     if not found:
         raise KeyError(f"{folder}: no tensor named {prefix}*")
     return found
+
+
+def within(length: int | None, model: ZooModel) -> int | None:
+    """A length in tokens, no more than the positions that a model's language tower has (None: it does not say)."""
+    config = model.config.get_text_config()
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return min((number for number in (length, *known) if number), default=None)
