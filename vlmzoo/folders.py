@@ -20,16 +20,26 @@ from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds 
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
+from vlmzoo.nn.quantization import mark_for_adapters, quantization_config
 from vlmzoo.processing.processor import Processor
 
 
-def load(source: str | Path, *, base: str | Path | None = None, **options: Any) -> tuple[ZooModel, Processor]:
+def load(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[ZooModel, Processor]:
     """A model and its processor from a folder or a Hub id, whatever public layout it has.
 
     Args:
         source: saved by this package (a whole model, or an adapter folder, whose base is loaded first), or a stock
             ``llava`` folder, or a folder of the LLaVA project (whole, projector only, LoRA).
         base: the language model of a LLaVA project folder without one; by default what the folder names.
+        quantization: ``nf4`` or ``int8`` (bitsandbytes, the extra ``quantize``), or a ``quantization_config`` as transformers
+            takes it: the language model is loaded in few bits, its output head, connector, fusion and tower are not.
+            For our own layout.
         options: for transformers' ``from_pretrained``
             (dtype, device_map, ...), for our own layout.
 
@@ -42,15 +52,18 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
     folder = _local(source)
     if adapter.is_adapter(folder):
         base = adapter.find_base(folder)
-        model, _ = load(base, **options)
+        model, _ = load(base, quantization=quantization, **options)
         adapter.apply(model, folder, base)
         model.config.starts = dict.fromkeys(model.parts(), base)
         return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _know_parts(tree, source)
-        cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
-        return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
+        return _own(folder, tree, quantization, options), Processor.from_pretrained(folder)
+    if quantization is not None:
+        raise ConfigError(
+            f"load: {source}: only folders of vlmzoo are loaded quantised; save it as one first"
+        )
     tree = PreTrainedConfig.get_config_dict(folder)[0]
     kind = tree.get("model_type")
     if kind == "llava" or llava_original.is_original(tree):
@@ -63,6 +76,23 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
     raise ConfigError(
         f"load: {source} holds a {kind!r} model; known layouts: vlmzoo, stock llava, LLaVA project"
     )
+
+
+def _own(folder: Path, tree: Mapping[str, Any], quantization: Any, options: dict[str, Any]) -> ZooModel:
+    """A model of ours from its folder."""
+    cls, schema = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
+    if quantization is None:
+        return cls.from_pretrained(folder, **options)
+    if cls is not VisionLM or tree.get("lora"):
+        what = "adapters in its weights (vlmzoo merge first)" if tree.get("lora") else "no language model"
+        raise ConfigError(f"load: {folder} cannot be loaded quantised: it has {what}")
+    with torch.device("meta"):
+        keep = VisionLM(schema.from_pretrained(folder)).full_precision()
+    model = cls.from_pretrained(
+        folder, quantization_config=quantization_config(quantization, keep), **options
+    )
+    mark_for_adapters(model.language, model)
+    return model
 
 
 def _know_parts(tree: Mapping[str, Any], source: str | Path) -> None:
