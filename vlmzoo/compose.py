@@ -22,10 +22,10 @@ from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
-from vlmzoo.processing.processor import IMAGE, Processor
-from vlmzoo.processing.text import TINY_TOKENIZER, template
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
@@ -230,6 +230,9 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
         weights = _grown(weights, part)
     else:
         weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+    if name == "vision":  # at another resolution than it was trained at
+        leading = registry.lookup("visions", model.config.vision.kind).leading
+        weights = fit_positions(weights, part.state_dict(), leading)
     _put(part, weights, name, source)
 
 
@@ -328,13 +331,13 @@ def processor_for(
 
     Args:
         tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
-        template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
+        template_name: of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the tokenizer's own, or a path to a
+            .jinja file. image_fit: crop, pad or squash; by the tower if None.
         max_frames: frames of a video that are used, evenly spaced; None uses all.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    chosen = template(template_name)
     tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     siglip = model.config.vision.kind == "siglip"
     fit = image_fit or ("squash" if siglip else "crop")
@@ -350,7 +353,6 @@ def processor_for(
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
-    chosen.require_controls(tokenizer)
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
     if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:
@@ -358,7 +360,9 @@ def processor_for(
         raise ConfigError(
             f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
         )
-    return Processor(
+    processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
         frame_tokens=model.frame_tokens, max_frames=max_frames,
     )  # fmt: skip
+    processor.chat.require_controls(tokenizer)
+    return processor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
@@ -20,13 +20,16 @@ from vlmzoo.config import (
     dump_yaml,
     load_yaml,
     located,
+    nearest,
     override,
     part_of,
     read,
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
+from vlmzoo.data.documents import DocumentCollate, DocumentOptions
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
+from vlmzoo.evaluate.predictions import Predictions
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
 from vlmzoo.evaluate.report import refresh as write_report
@@ -39,6 +42,7 @@ from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
 from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
 from vlmzoo.training.step import Stream
@@ -75,6 +79,10 @@ class StreamOptions(Config):
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
         cache: keep encoded rows in memory, for small data seen many times.
+        format: what form of answer is asked for, on a line after each row's first question: short_answer,
+            option_letter, unanswerable, one_sentence, region_description, region_box (the published words), none,
+            or words of your own.
+        documents: for interleaved documents: windows, pictures kept, previous or next.
     """
 
     data: part_of("datasets")  # type: ignore[valid-type]
@@ -86,6 +94,16 @@ class StreamOptions(Config):
     template: str | None = None
     pack_length: PositiveInt | None = None
     cache: bool = False
+    format: Format = "none"
+    documents: DocumentOptions | None = None
+
+    @model_validator(mode="after")
+    def _cached_stays(self) -> StreamOptions:
+        if self.cache and self.documents is not None and self.documents.draws:
+            raise ValueError(
+                "cache keeps what the first visit drew; documents.window and .next draw anew at each"
+            )
+        return self
 
 
 class EvaluateOptions(Config):
@@ -103,8 +121,8 @@ class RunConfig(Config):
     Attributes:
         imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
             they register is known. A copy of the files is kept in the run's folder.
-        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, whose language
-            model ``quantization: nf4`` loads in few bits.
+        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
+            which only ``vision: {image_size: side}`` may change; ``quantization: nf4`` loads its language model in few bits.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
@@ -144,6 +162,25 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
     return read(RunConfig, tree)
 
 
+def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The tasks of a run file's tree, which may be a section ``evaluate: {tasks: ...}`` alone.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: with the path of the mistake; no such section, or no task in it.
+    """
+    if "evaluate" not in tree:
+        close = nearest("evaluate", tree)
+        raise ConfigError(f"{name}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    import_parts(tree.get("imports", []))
+    tasks = read(EvaluateOptions, tree["evaluate"], "evaluate").tasks
+    if not tasks:
+        raise ConfigError(f"{name}: no evaluate.tasks")
+    return tasks
+
+
 def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     """The model and processor that a run starts with.
 
@@ -161,8 +198,11 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             max_frames=options.max_frames,
         )  # fmt: skip
     quantization = tree.pop("quantization", None)
-    if tree:
-        raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
+    side = _new_side(tree, str(source), config.learn)
+    if side is not None and quantization is not None:
+        raise ConfigError(
+            "model.vision.image_size: cannot change under quantization, whose run ends as adapters"
+        )
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
@@ -170,8 +210,38 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
+    if side is not None and side != model.vision.image_size:
+        model.vision.resize(side)
+        widths = (
+            {"image_tokens": model.image_tokens, "frame_tokens": model.frame_tokens} if isinstance(model, VisionLM) else {}
+        )  # fmt: skip
+        processor = processor.changed(image_size=side, **widths)
     model.config.starts = dict.fromkeys(model.parts(), str(source))
     return model, processor
+
+
+def _new_side(changes: Mapping[str, Any], source: str, learn: LearnTree) -> int | None:
+    """The size of pictures that a model goes on with, the only thing of it that may change; None keeps its own.
+
+    Raises:
+        ConfigError: other changes, or adapters, whose folder could not say it.
+    """
+    for name, change in changes.items():
+        keys = [f"{name}.{key}" for key in change] if isinstance(change, Mapping) else [name]
+        other = next((key for key in keys if key != "vision.image_size"), None)
+        if other is not None:
+            raise ConfigError(
+                f"model.{other}: a model that goes on from {source!r} takes no change but vision.image_size"
+            )
+    if not changes:
+        return None
+    side = changes["vision"].get("image_size")
+    if not isinstance(side, int) or isinstance(side, bool):
+        raise ConfigError(f"model.vision.image_size: wanted a number of pixels, got {side!r}")
+    adapted = next((name for name, how in learn.items() if how.lora is not None), None)
+    if adapted is not None:
+        raise ConfigError(f"model.vision.image_size: cannot change under adapters (learn.{adapted}.lora)")
+    return side
 
 
 def collate_of(
@@ -199,7 +269,16 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    return LanguageCollate(processor, stream.max_length, stream.template, pack_length)
+    words = format_text(stream.format)
+    if stream.documents is None:
+        return LanguageCollate(processor, stream.max_length, stream.template, pack_length, words)
+    if words:
+        raise ConfigError(f"streams.{name}.format: {stream.format!r}; documents ask no questions")
+    if stream.documents.next and getattr(model.fusion, "in_prompt", True):
+        raise ConfigError(
+            f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
+        )
+    return DocumentCollate(processor, stream.documents, stream.max_length, stream.template, pack_length)
 
 
 def _can_pack(model: ZooModel) -> bool:
@@ -255,6 +334,25 @@ def evaluate(
     if progress is not None:
         progress.remove(tasks)
     return found
+
+
+def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
+    """Score answers in words without a model; the result is written under ``out``.
+
+    Args:
+        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
+            :class:`Predictions`.
+
+    Raises:
+        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
+    """
+    if name not in tasks:
+        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
+    folder = out / "results" / when / name if out is not None else None
+    result = tasks[name].build(name).rescore(Predictions(answers), folder)
+    if out is not None:
+        save_result(out, when, result, str(answers))
+    return result
 
 
 def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
