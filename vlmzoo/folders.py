@@ -21,7 +21,13 @@ from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.processing.processor import Processor
 
 
-def load(source: str | Path, *, base: str | Path | None = None, **options: Any) -> tuple[ZooModel, Processor]:
+def load(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[ZooModel, Processor]:
     """A model and its processor from a folder or a Hub id, whatever public layout it has.
 
     Args:
@@ -29,6 +35,9 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
             ``llava`` or ``idefics`` folder, or a folder of the LLaVA project (whole, projector only, LoRA) or of
             OpenFlamingo (its ``checkpoint.pt``).
         base: the language model of a LLaVA project or OpenFlamingo folder without one; by default what the folder names.
+        quantization: ``nf4`` or ``int8`` (bitsandbytes, the extra ``quantize``), or a ``quantization_config`` as transformers
+            takes it: the language model is loaded in few bits, its output head, connector, fusion and tower are not.
+            For our own layout.
         options: for transformers' ``from_pretrained``
             (dtype, device_map, ...), for our own layout.
 
@@ -41,12 +50,16 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
     folder = _local(source)
     if adapter.is_adapter(folder):
         base = adapter.find_base(folder)
-        model, _ = load(base, **options)
+        model, _ = load(base, quantization=quantization, **options)
         adapter.apply(model, folder, base)
         model.config.starts = dict.fromkeys(model.parts(), base)
         return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
-        return own.read(folder, **options)
+        return own.read(folder, quantization, **options)
+    if quantization is not None:
+        raise ConfigError(
+            f"load: {source}: only folders of vlmzoo are loaded quantised; save it as one first"
+        )
     try:
         return _foreign(folder, base)
     except (ValueError, KeyError, OSError) as error:

@@ -129,7 +129,7 @@ class RunConfig(Config):
         imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
             they register is known. A copy of the files is kept in the run's folder.
         model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
-            which only ``vision: {image_size: side}`` may change.
+            which only ``vision: {image_size: side}`` may change; ``quantization: nf4`` loads its language model in few bits.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
@@ -204,11 +204,16 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
         )  # fmt: skip
+    quantization = tree.pop("quantization", None)
     side = _new_side(tree, str(source), config.learn)
+    if side is not None and quantization is not None:
+        raise ConfigError(
+            "model.vision.image_size: cannot change under quantization, whose run ends as adapters"
+        )
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
-    model, processor = load(source)
+    model, processor = load(source, quantization=quantization)
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
@@ -480,7 +485,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
     """Save the model (of adapters on a saved model only what learnt), its processor and its card; say what was left
     out of the data."""
     if distributed.is_main():
-        if base is not None and model.config.lora:
+        if base is not None and (model.config.lora or getattr(model, "is_quantized", False)):
             _save_adapter(out, model, base)
         else:
             for name in (adapter.FACTS, adapter.TENSORS):  # of an earlier run with adapters
@@ -502,7 +507,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
 def _save_adapter(out: Path, model: ZooModel, base: str) -> None:
     """What learnt, in this run or in the one whose adapters it went on with."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    names |= {name for part in model.config.lora for name in model.adapter_parameters(part)}
+    names |= {name for part in model.config.lora or {} for name in model.adapter_parameters(part)}
     folder = Path(located(base))
     if adapter.is_adapter(folder):
         names |= set(adapter.facts_of(folder)["tensors"])

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 
@@ -20,14 +21,16 @@ from vlmzoo import registry
 from vlmzoo.compose import CLASSES, check_vocabulary
 from vlmzoo.config import ConfigError, nearest
 from vlmzoo.models.base import ZooModel
+from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
+from vlmzoo.nn.quantization import mark_for_adapters, quantization_config
 from vlmzoo.processing.processor import Processor
 
 
-def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
+def read(folder: Path, quantization: Any = None, **options: Any) -> tuple[ZooModel, Processor]:
     """The model and the processor of a folder.
 
     Args:
-        options: for transformers' ``from_pretrained``.
+        quantization: of the language model; see :func:`vlmzoo.load`. options: for transformers' ``from_pretrained``.
 
     Raises:
         ConfigError: broken or missing files, a misspelt key, missing, unexpected or mis-shaped tensors, a tokenizer that
@@ -43,6 +46,8 @@ def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
         folder, tree, {field.name for field in fields(schema) if field.name in schema.__annotations__}
     )
     _check_parts(folder, tree)
+    if quantization is not None:
+        options["quantization_config"] = _quantised(folder, tree, quantization)
     try:
         model, info = cls.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -61,7 +66,19 @@ def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
     if lines:
         raise ConfigError(f"load: {folder}: the weights do not fit the model: {'; '.join(lines)}")
     check_vocabulary(model, processor.tokenizer)
+    if quantization is not None:
+        mark_for_adapters(model.language, model)
     return model, processor
+
+
+def _quantised(folder: Path, tree: Mapping[str, Any], quantization: Any) -> Any:
+    """What transformers is told to quantise: the language model but its head, and nothing else."""
+    if tree["model_type"] != VisionLMConfig.model_type or tree.get("lora"):
+        what = "adapters in its weights (vlmzoo merge first)" if tree.get("lora") else "no language model"
+        raise ConfigError(f"load: {folder} cannot be loaded quantised: it has {what}")
+    with torch.device("meta"):
+        keep = VisionLM(VisionLMConfig.from_pretrained(folder)).full_precision()
+    return quantization_config(quantization, keep)
 
 
 def _tree(folder: Path) -> dict[str, Any]:

@@ -177,6 +177,12 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         for block in getattr(self.fusion, "blocks", {}).values():
             block.checkpointing = on
 
+    def full_precision(self) -> list[str]:
+        """Names of the modules that quantisation leaves alone: all parts but the language model, and its output head."""
+        head = self.get_output_embeddings()
+        heads = [name for name, module in self.named_modules() if head is not None and module is head]
+        return [name for name in self.PARTS if name != "language"] + heads
+
     def idle_parameters(self) -> set[str]:
         """Tower layers above the chosen feature layer."""
         return {f"vision.{name}" for name in self.vision.idle_parameters()}
