@@ -11,7 +11,8 @@ from vlmzoo.config import ConfigError
 from vlmzoo.run import read_run
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+EXPERIMENTS = ROOT / "configs" / "experiments"  # its own files: tests/experiment/test_experiment.py
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent != EXPERIMENTS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

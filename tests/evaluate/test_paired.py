@@ -34,7 +34,9 @@ def test_interval_over_seeds_is_the_paired_t():
 
 
 def test_interval_over_rows_draws_rows_not_seeds():
-    assert over_rows([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]) == Interval(0.5, 0.5, 0.5)  # seeds are averaged first
+    assert over_rows([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]) == Interval(
+        0.5, 0.5, 0.5
+    )  # seeds are averaged first
     assert over_rows([]) is None and over_rows([[], []]) is None
     rng = random.Random(0)
     rows = [float(rng.random() < 0.3) - float(rng.random() < 0.2) for _ in range(1000)]

@@ -61,7 +61,10 @@ def test_arms_share_what_they_have_in_common(tmp_path):
     plan = read_experiment(write(tmp_path, arms, ("base", "tune"), seeds=2))
     first, long, bare = (plan.runs[name][0] for name in arms)
     assert first.needs == long.needs != () and bare.needs == ()
-    assert first.tree["model"]["from"] == str(first.needs[0].folder) and first.needs[0].tree["optim"]["steps"] == 50
+    assert (
+        first.tree["model"]["from"] == str(first.needs[0].folder)
+        and first.needs[0].tree["optim"]["steps"] == 50
+    )
     assert plan.runs["first"][1].needs != first.needs and plan.runs["first"][1].tree["seed"] == 1
     order = plan.order()
     assert len(order) == 2 * (1 + 3) and len({run.folder for run in order}) == 8
@@ -86,7 +89,11 @@ def test_a_run_is_named_by_all_that_makes_it(tmp_path):
 def test_the_seed_stands_where_a_change_names_it(tmp_path):
     arms = {"a": arm("streams.questions.data.seed=4{seed}"), "b": arm(STEPS(60))}
     plan = read_experiment(write(tmp_path, arms), seeds=3)
-    assert [run.tree["streams"]["questions"]["data"]["seed"] for run in plan.runs["a"].values()] == [40, 41, 42]
+    assert [run.tree["streams"]["questions"]["data"]["seed"] for run in plan.runs["a"].values()] == [
+        40,
+        41,
+        42,
+    ]
     assert plan.options.seeds == [0, 1, 2]
 
 
@@ -112,14 +119,20 @@ def test_mistakes_name_their_place(tmp_path, arms, more, message):
         read_experiment(write(tmp_path, arms, **more))
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs/experiments").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs/experiments").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_shipped_experiments_can_be_planned(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = read_experiment(file)
     assert len(plan.options.seeds) >= 3 and plan.options.hypothesis.endswith(".")
-    tasks = {task for own in plan.runs.values() for run in own.values() for task in run.tree["evaluate"]["tasks"]}
+    tasks = {
+        task for own in plan.runs.values() for run in own.values() for task in run.tree["evaluate"]["tasks"]
+    }
     assert {metric.partition("/")[0] for metric in plan.options.metrics} <= tasks
-    assert all(run.tree["model"].get("from", str(run.needs[0].folder if run.needs else "")) for run in plan.order())
+    assert all(
+        run.tree["model"].get("from", str(run.needs[0].folder if run.needs else "")) for run in plan.order()
+    )
 
 
 # --- running -----------------------------------------------------------------------------------------------------
@@ -163,7 +176,9 @@ def test_workers_share_the_runs(tmp_path):
     beside = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "experiment.yaml"), LAUNCH])
     workers[0].work()
     assert beside.wait(60) == 0
-    assert sorted(line.split()[0] for line in calls(tmp_path)) == sorted(run.folder.name for run in plan.order())
+    assert sorted(line.split()[0] for line in calls(tmp_path)) == sorted(
+        run.folder.name for run in plan.order()
+    )
     workers[1].work()
     assert len(calls(tmp_path)) == 6
 
@@ -224,14 +239,21 @@ def test_numbers_of_the_report_are_those_of_the_hand(tmp_path):
     assert b.differences == pytest.approx([0.1] * 3) and b.seeds.low == pytest.approx(0.1)
     # on 10 of 100 rows b is right and a is not, for each seed other ones: rows 50..52 and 60..62 differ by thirds
     assert b.rows.mean == pytest.approx(0.1) and 0.03 < b.rows.low < 0.07 and 0.13 < b.rows.high < 0.18
-    assert b.words == "better" and found.cells["vqa/loss"][1].words == "better"  # a loss is better when it is lower
+    assert (
+        b.words == "better" and found.cells["vqa/loss"][1].words == "better"
+    )  # a loss is better when it is lower
     assert found.conclusion() == "vqa/accuracy, against a: b: better."
     assert found.costs()[1]["steps"] == "tune 60" and found.costs()[1]["learning"] == 200
 
     text, files = write_findings(found)
-    assert "| b | 0.610 | 0.010 | 0.600 … 0.620 | +0.100 |" in text and "- b: ten more. tune: `optim.steps=60`" in text
+    assert (
+        "| b | 0.610 | 0.010 | 0.600 … 0.620 | +0.100 |" in text
+        and "- b: ten more. tune: `optim.steps=60`" in text
+    )
     page, picture, told, values = (file.read_text() for file in files)
-    assert told == text and json.loads(values)["metrics"]["vqa/accuracy"][1]["differences"] == pytest.approx([0.1] * 3)
+    assert told == text and json.loads(values)["metrics"]["vqa/accuracy"][1]["differences"] == pytest.approx(
+        [0.1] * 3
+    )
     assert "More steps score more." in page and "better" in page
     xml.etree.ElementTree.fromstring(picture)
     assert picture.count("<g>") == 4  # two metrics of two arms
