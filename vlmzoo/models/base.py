@@ -134,6 +134,8 @@ class ZooModel(PreTrainedModel):
         tree = getattr(self.config, name, None)
         if isinstance(tree, Mapping):
             return str(tree["kind"])
+        if isinstance(tree, list):
+            return f"{len(tree)} rows"
         return str(getattr(tree, "kind", getattr(tree, "model_type", "parameter")))
 
     def table(self) -> str:
@@ -180,3 +182,10 @@ def read_weights(folder: str | Path, prefix: str) -> dict[str, torch.Tensor]:
     if not found:
         raise KeyError(f"{folder}: no tensor named {prefix}*")
     return found
+
+
+def within(length: int | None, model: ZooModel) -> int | None:
+    """A length in tokens, no more than the positions that a model's language tower has (None: it does not say)."""
+    config = model.config.get_text_config()
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return min((number for number in (length, *known) if number), default=None)
