@@ -52,8 +52,8 @@ _TABLES: dict[str, dict[str, Entry]] = {
     "connectors": {
         "mlp": Entry("vlmzoo.nn.connectors.mlp:MlpConfig", "two-layer MLP, token by token (LLaVA-1.5); depth says how many layers"),
         "linear": Entry("vlmzoo.nn.connectors.linear:LinearConfig", "one linear layer, token by token (LLaVA)"),
-        "perceiver": Entry("vlmzoo.nn.connectors.perceiver:PerceiverConfig", "Perceiver Resampler: any pictures or frames to a fixed number of tokens (Flamingo)"),
         "identity": Entry("vlmzoo.nn.connectors.identity:IdentityConfig", "none: a tower as wide as the language model, or gated cross-attention (Idefics without a resampler)"),
+        "perceiver": Entry("vlmzoo.nn.connectors.perceiver:PerceiverConfig", "Perceiver Resampler: any pictures or frames to a fixed number of tokens (Flamingo)"),
     },
     "fusions": {
         "splice": Entry("vlmzoo.nn.connectors.splice:SpliceConfig", "visual tokens take the place of <image> in the prompt (LLaVA)"),
