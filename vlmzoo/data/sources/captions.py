@@ -84,7 +84,7 @@ def coco_tree(path: str, where: str) -> Mapping[str, Any]:
     Raises:
         ConfigError: no such file, or not COCO json; it begins with ``where``.
     """
-    tree = read_json(path)
+    tree = read_json(path, where)
     lists = [tree.get(key) for key in ("images", "annotations")] if isinstance(tree, Mapping) else [None]
     if not all(isinstance(one, list) for one in lists):
         raise ConfigError(f"{where} {path}: wanted COCO json with 'images' and 'annotations'")
