@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ from transformers.utils import cached_file
 
 from vlmzoo import registry
 from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config
+from vlmzoo.hub import projector
 from vlmzoo.models.base import ZooModel, read_weights
 from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
-from vlmzoo.processing.processor import IMAGE, Processor
-from vlmzoo.processing.text import TINY_TOKENIZER, template
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
@@ -57,7 +59,8 @@ def build(
         device: where the parameters are made; ``"meta"`` costs nothing and gives shapes only.
         dtype: of all parameters; float32 by default.
         changes: parts and fields laid over the source: a mapping, a kind's name, or for a tower a Hub id or folder
-            (its sizes and its weights are taken).
+            (its sizes and its weights are taken). ``connector: {"from": path}`` starts the connector from a projector
+            file of the LLaVA project, or from a folder of ours (whose connector's kind and sizes are taken).
 
     Raises:
         ConfigError: wrong names, unknown keys, sizes that do not fit; with path, value and the nearest valid thing.
@@ -111,6 +114,8 @@ def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         if isinstance(change, Mapping) and name in TOWERS and "from" in change:
             change = _started(tree.get(name) or {}, dict(change), name)
         else:
+            if isinstance(change, Mapping) and name == "connector" and "from" in change:
+                change = {**_published_connector(str(change["from"])), **change}
             change = merge(tree.get(name), change, name)
         tree = {**tree, name: change}
     return tree
@@ -122,6 +127,14 @@ def _started(base: Mapping[str, Any], change: dict[str, Any], name: str) -> dict
     if "kind" not in change:
         change["kind"] = _kind_of(str(change["from"]), name, str(base.get("kind", "")))
     return {**kept, **change}
+
+
+def _published_connector(source: str) -> dict[str, Any]:
+    """The connector's config in one of our folders; a projector file brings none."""
+    folder = Path(located(source))
+    if not is_zoo_folder(folder):
+        return {}
+    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("connector") or {})
 
 
 def _kind_of(source: str, name: str, guess: str) -> str:
@@ -162,7 +175,10 @@ def configure(tree: Mapping[str, Any]) -> PreTrainedConfig:
     }
     for name in ("connector", "fusion"):
         if tree.get(name) is not None:
-            fields[name] = part_config(f"{name}s", tree[name], f"model.{name}").model_dump()
+            part = tree[name]
+            if name == "connector" and isinstance(part, Mapping):
+                part = {key: value for key, value in part.items() if key != "from"}
+            fields[name] = part_config(f"{name}s", part, f"model.{name}").model_dump()
     return schema(**fields)
 
 
@@ -181,6 +197,10 @@ def _start_weights(model: ZooModel, tree: Mapping[str, Any], pretrained: bool) -
         if source:
             _load_part(model, name, str(source))
             starts[name] = str(source)
+    connector = tree.get("connector")
+    if isinstance(connector, Mapping) and "from" in connector:
+        starts["connector"] = str(connector["from"])
+        _load_connector(model, located(starts["connector"]))
     if pretrained and isinstance(model, DualEncoder) and "text" in starts:
         _load_heads(model, starts["text"])
         starts.update(
@@ -210,6 +230,28 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
         weights = _grown(weights, part)
     else:
         weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+    if name == "vision":  # at another resolution than it was trained at
+        leading = registry.lookup("visions", model.config.vision.kind).leading
+        weights = fit_positions(weights, part.state_dict(), leading)
+    _put(part, weights, name, source)
+
+
+def _load_connector(model: ZooModel, source: str) -> None:
+    own = model.connector.state_dict()
+    file = projector.find(source)
+    if file is not None:
+        weights = projector.read_projector(file, model.config.connector, own)
+    elif is_zoo_folder(source):
+        weights = _plain_weights(source, "connector")
+    else:
+        raise ConfigError(
+            f"connector.from: {source!r} is no file or folder with a projector ({', '.join(projector.FILES)}) "
+            "and no folder of vlmzoo"
+        )
+    _put(model.connector, weights, "connector", source)
+
+
+def _put(part: torch.nn.Module, weights: Mapping[str, torch.Tensor], name: str, source: str) -> None:
     try:
         part.load_state_dict(weights)
     except RuntimeError as error:
@@ -289,13 +331,13 @@ def processor_for(
 
     Args:
         tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
-        template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
+        template_name: of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the tokenizer's own, or a path to a
+            .jinja file. image_fit: crop, pad or squash; by the tower if None.
         max_frames: frames of a video that are used, evenly spaced; None uses all.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    chosen = template(template_name)
     tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     siglip = model.config.vision.kind == "siglip"
     fit = image_fit or ("squash" if siglip else "crop")
@@ -311,7 +353,6 @@ def processor_for(
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
-    chosen.require_controls(tokenizer)
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
     if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:
@@ -319,7 +360,9 @@ def processor_for(
         raise ConfigError(
             f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
         )
-    return Processor(
+    processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
         frame_tokens=model.frame_tokens, max_frames=max_frames,
     )  # fmt: skip
+    processor.chat.require_controls(tokenizer)
+    return processor

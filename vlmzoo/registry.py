@@ -43,8 +43,9 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "dinov2": Entry("vlmzoo.nn.vision:DINOV2", "DINOv2 vision transformer"),
     },
     "connectors": {
-        "mlp": Entry("vlmzoo.nn.connectors.mlp:MlpConfig", "two-layer MLP, token by token (LLaVA-1.5)"),
+        "mlp": Entry("vlmzoo.nn.connectors.mlp:MlpConfig", "two-layer MLP, token by token (LLaVA-1.5); depth says how many layers"),
         "linear": Entry("vlmzoo.nn.connectors.linear:LinearConfig", "one linear layer, token by token (LLaVA)"),
+        "identity": Entry("vlmzoo.nn.connectors.identity:IdentityConfig", "none: a tower as wide as the language model"),
         "perceiver": Entry("vlmzoo.nn.connectors.perceiver:PerceiverConfig", "Perceiver Resampler: any pictures or frames to a fixed number of tokens (Flamingo)"),
     },
     "fusions": {

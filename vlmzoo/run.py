@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
@@ -26,6 +26,7 @@ from vlmzoo.config import (
     read,
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
+from vlmzoo.data.documents import DocumentCollate, DocumentOptions
 from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.predictions import Predictions
@@ -36,6 +37,7 @@ from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
 from vlmzoo.hub.card import run_facts, write_card
+from vlmzoo.imports import import_parts, local_files
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
@@ -48,6 +50,7 @@ from vlmzoo.training.trainer import Trainer, log
 
 OWN_FILES = (  # what --fresh removes from a run's folder
     "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
+    "imports",
 )  # fmt: skip
 
 
@@ -79,6 +82,7 @@ class StreamOptions(Config):
         format: what form of answer is asked for, on a line after each row's first question: short_answer,
             option_letter, unanswerable, one_sentence, region_description, region_box (the published words), none,
             or words of your own.
+        documents: for interleaved documents: windows, pictures kept, previous or next.
     """
 
     data: part_of("datasets")  # type: ignore[valid-type]
@@ -91,6 +95,15 @@ class StreamOptions(Config):
     pack_length: PositiveInt | None = None
     cache: bool = False
     format: Format = "none"
+    documents: DocumentOptions | None = None
+
+    @model_validator(mode="after")
+    def _cached_stays(self) -> StreamOptions:
+        if self.cache and self.documents is not None and self.documents.draws:
+            raise ValueError(
+                "cache keeps what the first visit drew; documents.window and .next draw anew at each"
+            )
+        return self
 
 
 class EvaluateOptions(Config):
@@ -106,11 +119,15 @@ class RunConfig(Config):
     """A whole run.
 
     Attributes:
-        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor.
+        imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
+            they register is known. A copy of the files is kept in the run's folder.
+        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
+            which only ``vision: {image_size: side}`` may change.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
 
+    imports: list[str] = Field(default_factory=list)
     model: dict[str, Any]
     processor: ProcessorOptions | None = None
     learn: LearnTree
@@ -140,7 +157,9 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
         tree.get("learn"), Mapping
     ):  # so that learn.language.lora.r=8 can be laid over language: 1e-3
         tree["learn"] = {key: as_learn(value) for key, value in tree["learn"].items()}
-    return read(RunConfig, override(tree, assignments or []))
+    tree = override(tree, assignments or [])
+    import_parts(tree.get("imports", []))
+    return read(RunConfig, tree)
 
 
 def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -155,6 +174,7 @@ def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{name}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    import_parts(tree.get("imports", []))
     tasks = read(EvaluateOptions, tree["evaluate"], "evaluate").tasks
     if not tasks:
         raise ConfigError(f"{name}: no evaluate.tasks")
@@ -177,8 +197,7 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
         )  # fmt: skip
-    if tree:
-        raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
+    side = _new_side(tree, str(source), config.learn)
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
@@ -186,8 +205,38 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
+    if side is not None and side != model.vision.image_size:
+        model.vision.resize(side)
+        widths = (
+            {"image_tokens": model.image_tokens, "frame_tokens": model.frame_tokens} if isinstance(model, VisionLM) else {}
+        )  # fmt: skip
+        processor = processor.changed(image_size=side, **widths)
     model.config.starts = dict.fromkeys(model.parts(), str(source))
     return model, processor
+
+
+def _new_side(changes: Mapping[str, Any], source: str, learn: LearnTree) -> int | None:
+    """The size of pictures that a model goes on with, the only thing of it that may change; None keeps its own.
+
+    Raises:
+        ConfigError: other changes, or adapters, whose folder could not say it.
+    """
+    for name, change in changes.items():
+        keys = [f"{name}.{key}" for key in change] if isinstance(change, Mapping) else [name]
+        other = next((key for key in keys if key != "vision.image_size"), None)
+        if other is not None:
+            raise ConfigError(
+                f"model.{other}: a model that goes on from {source!r} takes no change but vision.image_size"
+            )
+    if not changes:
+        return None
+    side = changes["vision"].get("image_size")
+    if not isinstance(side, int) or isinstance(side, bool):
+        raise ConfigError(f"model.vision.image_size: wanted a number of pixels, got {side!r}")
+    adapted = next((name for name, how in learn.items() if how.lora is not None), None)
+    if adapted is not None:
+        raise ConfigError(f"model.vision.image_size: cannot change under adapters (learn.{adapted}.lora)")
+    return side
 
 
 def collate_of(
@@ -215,9 +264,16 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    return LanguageCollate(
-        processor, stream.max_length, stream.template, pack_length, format_text(stream.format)
-    )
+    words = format_text(stream.format)
+    if stream.documents is None:
+        return LanguageCollate(processor, stream.max_length, stream.template, pack_length, words)
+    if words:
+        raise ConfigError(f"streams.{name}.format: {stream.format!r}; documents ask no questions")
+    if stream.documents.next and getattr(model.fusion, "in_prompt", True):
+        raise ConfigError(
+            f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
+        )
+    return DocumentCollate(processor, stream.documents, stream.max_length, stream.template, pack_length)
 
 
 def _can_pack(model: ZooModel) -> bool:
@@ -362,6 +418,9 @@ def _take_folder(out: Path, tree: dict[str, Any], fresh: bool, streams: dict[str
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+        for file in local_files(tree["imports"]):
+            (out / "imports").mkdir(exist_ok=True)
+            shutil.copyfile(file, out / "imports" / file.name)
         note_start(out, distributed.world_size(), _device_name())
         for name, stream in streams.items():
             append_quarantine(out / "quarantine.jsonl", stream.data.source.rejected, name)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
@@ -22,10 +23,12 @@ from transformers import (
 )
 
 from tests.helpers import relative, vision_lm
+from vlmzoo.compose import build, processor_for
 from vlmzoo.config import ConfigError
 from vlmzoo.folders import export, load, merge
-from vlmzoo.hub import llava_original as original
+from vlmzoo.hub import adapter
 from vlmzoo.hub.files import read_whole
+from vlmzoo.run import read_run
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, PATCHES = 28, 14, 32, 48, 4
 WORDS = ["a red circle and a blue square", "what is this? USER: ASSISTANT: describe the picture"]
@@ -160,8 +163,6 @@ def test_projector_alone_beside_its_base(world: World, tmp_path: Path) -> None:
     model, _ = load(folder)
     assert same(model, world) < 1e-6
     other, _ = load(folder, base=world.folder / "vicuna")
-    other.connector.up.weight.data.zero_()
-    original.read_projector(other, folder / "mm_projector.bin")
     assert same(other, world) < 1e-6
 
 
@@ -242,10 +243,104 @@ def test_our_projector_is_theirs(world: World, tmp_path: Path) -> None:
     assert all(torch.equal(found[n], t) for n, t in world.projector.items())
 
 
+PROJECTORS: dict[str, tuple[dict[str, Any], Any]] = {  # the project's type: our connector, and what it builds
+    "linear": ({"kind": "linear"}, lambda: nn.Linear(WIDTH, WIDTH)),
+    "identity": ({"kind": "identity"}, nn.Identity),
+    **{
+        f"mlp{depth}x_gelu": (
+            {"kind": "mlp", "depth": depth},
+            lambda depth=depth: nn.Sequential(
+                nn.Linear(WIDTH, WIDTH), *[layer for _ in range(depth - 1) for layer in (nn.GELU(), nn.Linear(WIDTH, WIDTH))]
+            ),
+        )
+        for depth in (1, 2, 3, 4)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_every_kind_of_projector_both_ways(kind: str, tmp_path: Path) -> None:
+    connector, theirs = PROJECTORS[kind]
+    vision = {"kind": "clip", **VISION, "feature_layer": -2}
+    language = {"kind": "llama", **TEXT, "hidden_size": WIDTH, "vocab_size": 512}
+    tree = {"class": "vision_lm", "vision": vision, "connector": connector, "language": language}
+    model = build(tree).eval()
+    model.save_pretrained(tmp_path / "ours")
+    processor_for(model).save_pretrained(tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "theirs", "original")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert config["mm_projector_type"] == kind
+    assert (config["mm_hidden_size"], config["vocab_size"], config["tokenizer_model_max_length"]) == (
+        WIDTH,
+        512,
+        256,
+    )
+    tensors = read_whole(tmp_path / "theirs")
+    assert tensors is not None
+    mark = "model.mm_projector."
+    built = theirs()
+    built.load_state_dict(
+        {name.removeprefix(mark): t for name, t in tensors.items() if name.startswith(mark)}
+    )
+    features = torch.randn(2, 1, PATCHES, WIDTH)
+    assert torch.equal(model.connector(features), built(features[:, 0]))
+    again, _ = load(tmp_path / "theirs")
+    assert again.config.connector == model.config.connector
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_a_connector_starts_from_a_published_projector(world: World, tmp_path: Path) -> None:
+    """As stage 2 does: from the project's file or folder, from a folder of ours, from adapters."""
+    base = {"class": "vision_lm", "fusion": "splice", "connector": {"kind": "mlp"}, "image_token_id": 2}
+    tree = {**base, "vision": {"from": str(world.folder / "clip"), "kind": "clip", "feature_layer": -2},
+            "language": {"from": str(world.folder / "vicuna"), "kind": "llama"}}  # fmt: skip
+    torch.save(
+        {f"x.{name}": tensor.half() for name, tensor in world.projector.items()},
+        tmp_path / "mm_projector.bin",
+    )
+    for source in (tmp_path, tmp_path / "mm_projector.bin"):
+        model = build(tree, connector={"from": str(source)})
+        for ours, theirs in (("up", 0), ("down", 2)):
+            wanted = world.projector[f"model.mm_projector.{theirs}.weight"].half().float()
+            assert torch.equal(getattr(model.connector, ours).weight, wanted)
+        assert model.config.starts["connector"] == str(source) and "from" not in model.config.connector
+    linear = build(tree, connector="linear")
+    linear.save_pretrained(tmp_path / "linear")
+    again = build(tree, connector={"from": str(tmp_path / "linear")})  # its kind comes along
+    assert torch.equal(again.connector.project.weight, linear.connector.project.weight)
+    adapter.save(
+        linear,
+        tmp_path / "learnt",
+        tmp_path / "linear",
+        ["connector.project.weight", "connector.project.bias"],
+    )
+    again = build(tree, connector={"from": str(tmp_path / "learnt")})
+    assert torch.equal(again.connector.project.weight, linear.connector.project.weight)
+
+    run = read_run({
+        "model": {**tree, "connector": {"kind": "mlp", "from": str(tmp_path)}}, "learn": {"connector": 1e-3},
+        "streams": {"a": {"data": "scenes", "objective": "language", "batch_size": 2}}, "optim": {"steps": 1}, "out": "x",
+    }, ["model.image_token_id=2", f"processor.tokenizer={world.folder / 'vicuna'}"])  # fmt: skip
+    assert torch.equal(build(run.model).connector.up.bias, model.connector.up.bias)
+    for connector, message in (
+        (
+            {"from": str(tmp_path), "depth": 3},
+            "mm_projector.bin: the weights do not fit the model: 2 missing: down.bias",
+        ),
+        ({"from": str(tmp_path), "kind": "linear"}, "mis-shaped|no rule|missing"),
+        ({"from": str(tmp_path / "linear"), "bias": False}, "does not fit"),
+        ({"from": str(tmp_path / "nowhere")}, "is no file or folder with a projector"),
+        ({"form": str(tmp_path)}, "model.connector.form: unknown key"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(tree, connector=connector)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"mm_projector_type": "mlp3x_gelu"}, "mlp3x_gelu"),
+        ({"mm_projector_type": "cabstractor"}, "cabstractor"),
+        ({"mm_projector_type": "mlp3x_gelu"}, "2 missing: connector.down"),
         ({"mm_use_im_start_end": True}, "mm_use_im"),
         ({"mm_vision_tower": None}, "mm_vision_tower"),
         ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature"),
@@ -287,16 +382,15 @@ class Evil:
 
 def test_pickles_run_no_code(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model.mm_projector.0.weight": Evil()}, tmp_path / "mm_projector.bin")
-    model, _ = vision_lm()
     with pytest.raises(ConfigError, match="cannot be read as weights"):
-        original.read_projector(model, tmp_path / "mm_projector.bin")
+        build("llava-tiny", connector={"from": str(tmp_path)})
     assert "ran code" not in capsys.readouterr().out
 
 
 def test_what_the_layout_cannot_hold(tmp_path: Path) -> None:
     for name, changes, message in (
         ("gated", {"fusion": "gated_cross_attention"}, "LLaVA splices"),
-        ("linear", {"connector": "linear"}, "two-layer GELU MLP"),
+        ("perceiver", {"connector": "perceiver"}, "GELU MLP, a linear layer or none"),
         ("gpt2", {"language": "gpt2"}, "Llama"),
         ("siglip", {"vision": "siglip"}, "CLIP"),
     ):

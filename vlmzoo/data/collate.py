@@ -27,7 +27,11 @@ class Sample:
 
 
 class Collate(Protocol):
-    """Encode rows, join samples."""
+    """Encode rows, join samples.
+
+    One with the attribute ``draws`` set sees something else of a row on every visit; its ``encode`` takes a third
+    argument, ``key``, that alone decides what.
+    """
 
     def encode(self, row: Row, root: Any = None) -> Sample:
         """One row; raises RowError if it cannot be used."""
@@ -41,7 +45,7 @@ class LanguageCollate:
 
     Args:
         processor: of the model. max_length: longest sample in tokens; None for no bound.
-        template: a template's name, the processor's own if None.
+        template: as a processor's, its own if None.
         pack_length: length of packed rows (at least the longest sample); None pads each sample to the longest.
         response_format: added after the first question of every row; empty adds nothing.
     """
@@ -59,6 +63,7 @@ class LanguageCollate:
         self.max_length = max_length
         self.template = template
         self.pack_length = pack_length
+        processor.chat_of(template)  # a mistake in its name is told now, not with the first row
 
     def encode(self, row: Row, root: Any = None) -> Sample:
         """Ids, labels and pictures of a row.

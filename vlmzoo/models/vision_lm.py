@@ -19,10 +19,11 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmzoo.config import ConfigError, read_part
+from vlmzoo.models.answering import Answering
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.media import Media, deal, pad_rows
 from vlmzoo.nn import language as lm
-from vlmzoo.nn.connectors.gated_cross_attention import Gaze
+from vlmzoo.nn.connectors.gaze import Gaze
 from vlmzoo.nn.vision import EXTRAS, VisionEncoder
 from vlmzoo.types import IGNORE_INDEX, Batch, full
 
@@ -69,7 +70,7 @@ class VisionLMConfig(PreTrainedConfig):
         return self.language
 
 
-class VisionLM(ZooModel, GenerationMixin):
+class VisionLM(Answering, ZooModel, GenerationMixin):
     """Pictures and text in, text out. Offers the verb Speaks.
 
     Args:
@@ -223,24 +224,25 @@ class VisionLM(ZooModel, GenerationMixin):
             made.update(
                 zip(same, self._connect(torch.stack([videos[i] for i in same]), places[same]), strict=True)
             )
-        tokens = [made[i] for i in range(len(videos))]  # I of [L, C]
-        widths = torch.tensor([len(one) for one in tokens], device=features.device)
-        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)  # [I, L, C]
-        return Media(padded, pictures, widths if len(set(widths.tolist())) > 1 else None)
+        return Media.of([made[i] for i in range(len(videos))], pictures)
 
     def _places(self, pictures: list[int]) -> Tensor:
         """Each picture's place in its row, counted from 0, [I]."""
         return torch.cat([torch.arange(n, device=self.device) for n in pictures])
 
     def _connect(self, features: Tensor, places: Tensor) -> Tensor:
-        features = features.to(next(self.connector.parameters()).dtype)
+        features = features.to(self._connected_like().dtype)
         if getattr(self.connector, "media_embeds", None) is None:
             return self.connector(features)
         return self.connector(features, places)
 
+    def _connected_like(self) -> Tensor:
+        """A tensor of the device and dtype that the connector takes; one without weights takes the text's."""
+        return next(self.connector.parameters(), self.get_input_embeddings().weight)
+
     def _dummy_tokens(self) -> Tensor:
         """Tokens of one zero picture that no text sees: text-only rows leave zero, not missing, gradients."""
-        weight = next(self.connector.parameters())
+        weight = self._connected_like()
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters()):
             side = self.vision.image_size
             features = self.encode_pictures(weight.new_zeros(1, 3, side, side))
@@ -255,7 +257,7 @@ class VisionLM(ZooModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
@@ -270,29 +272,35 @@ class VisionLM(ZooModel, GenerationMixin):
 
         Args:
             input_ids: [B, T]; every picture's place holds ``image_token_id`` (L times for splice, once for gated).
-            attention_mask, position_ids, past_key_values, use_cache: as in transformers.
+            attention_mask, position_ids, cache (past_key_values), use_cache: as in transformers. The cache that comes
+                back also holds the pictures, and how many each row has had: what follows it needs no pictures, or
+                brings those of its own places only.
             pixel_values: [I, 3, H, W] or [I, F, 3, H, W], pictures in reading order over the rows.
             image_features: [I, F, N, D] instead of pixels. media: already encoded pictures instead of either.
             frames: [I], where pictures and videos of several lengths are mixed; see :meth:`media`.
             media_index: [B, T], for gated fusion: the picture each position sees, from 1; 0 sees none. By default the
-                last ``<image>`` up to the position.
+                last ``<image>`` up to the position, those in the cache counted.
             labels: [B, T] unshifted, -100 ignored; the token mean becomes ``loss``.
 
         Returns:
             transformers' causal LM output, logits [B, T, V].
         """
+        cache = kwargs.pop("past_key_values", None) if cache is None else cache
+        past = lm.positions_in(cache)
         if media is None:
-            media = self.media(input_ids, pixel_values, image_features, frames)
+            media = self.media_after(cache, input_ids, pixel_values, image_features, frames)
         embeds = (
             self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         )  # [B, T, D]
+        places = media.open_places(input_ids == self.config.image_token_id, past)  # [B, T]
+        images = media.count(places, past)  # [B, T]
         if self.fusion.in_prompt:
-            embeds = self._spliced(embeds, input_ids, media)
+            embeds = self._spliced(embeds, places, media, images)
         if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-        if past_key_values is not None:  # newer transformers pass ``cache`` instead and warn when given both
-            kwargs["past_key_values"] = past_key_values
-        with self._looking(media, input_ids, media_index, bool(use_cache)):
+        if cache is not None:
+            kwargs[lm.CACHE] = cache
+        with self._looking(media, images if media_index is None else media_index, use_cache is not False):
             out = self.language(
                 inputs_embeds=embeds,
                 attention_mask=attention_mask,
@@ -300,37 +308,44 @@ class VisionLM(ZooModel, GenerationMixin):
                 use_cache=use_cache,
                 **kwargs,
             )
+        if getattr(out, lm.CACHE, None) is not None:
+            getattr(out, lm.CACHE).media = media
         if labels is not None:
             out.loss = F.cross_entropy(full(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
         return out
 
-    def _spliced(self, embeds: Tensor, input_ids: Tensor, media: Media) -> Tensor:
+    def _spliced(self, embeds: Tensor, places: Tensor, media: Media, images: Tensor) -> Tensor:
+        """Visual tokens at the image ids of a call: each row's own, from where its text has been read."""
         if not any(media.counts):
             return embeds + 0.0 * media.tokens.sum().to(embeds.dtype)
-        if embeds.shape[1] == 1 and not bool((input_ids == self.config.image_token_id).any()):
+        if embeds.shape[1] == 1 and not bool(places.any()):
             return embeds  # a decoding step: the pictures went in with the prompt
-        copies = len(embeds) // len(media.counts)  # beams or returned sequences a row
-        tokens, lengths = media.tokens, media.lengths
-        if copies > 1:
-            again = torch.arange(len(tokens), device=tokens.device).split(media.counts)
-            order = torch.cat([row for row in again for _ in range(copies)])
-            tokens, lengths = tokens[order], None if lengths is None else lengths[order]
-        if lengths is not None:
-            tokens = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]]  # [M, D]
-        return self.fusion(embeds, input_ids, tokens)
+        tokens, owned = media.in_a_line()  # [M, D], [B]
+        row = torch.arange(len(embeds), device=owned.device) // (len(embeds) // len(owned))
+        if bool((places & (images > owned[row, None])).any()):
+            raise ValueError(
+                f"rows hold {images.amax(1).tolist()} image tokens, their pictures take {owned.tolist()}"
+            )
+        first = (owned.cumsum(0) - owned)[row, None]  # [B * K, 1]
+        ids = places * self.config.image_token_id + ~places * -1
+        return self.fusion(embeds, ids, tokens[(first + images - 1)[places]])
 
     @contextmanager
-    def _looking(self, media: Media, input_ids: Tensor, index: Tensor | None, keep: bool) -> Iterator[None]:
+    def _looking(self, media: Media, index: Tensor, keep: bool) -> Iterator[None]:
         if self.fusion.in_prompt:
             yield
             return
-        if index is None:
-            index = (input_ids == self.config.image_token_id).cumsum(dim=1)  # [B, T]
-        if media.gaze is None:
+        keep = (
+            keep and not torch.is_grad_enabled()
+        )  # with gradients each call has its own: backward looks back at it
+        gaze = media.gaze if keep else None
+        if gaze is None:
             lengths = None if media.lengths is None else pad_rows(media.lengths, media.counts)
-            media.gaze = Gaze(pad_rows(media.tokens, media.counts), index, lengths)
-        media.gaze.index, media.gaze.keep = index, keep and not torch.is_grad_enabled()
-        with self.fusion.given(media.gaze):
+            gaze = Gaze(pad_rows(media.tokens, media.counts), index, lengths, keep)
+        else:
+            gaze.turn(index)
+        media.gaze = gaze if keep else media.gaze
+        with self.fusion.given(gaze):
             yield
 
     def token_losses(self, batch: Batch) -> Tensor:
@@ -346,36 +361,6 @@ class VisionLM(ZooModel, GenerationMixin):
         with lm.head_only_at(self.language, F.pad(supervised, (0, 1))):
             logits = self(**inputs, use_cache=False).logits[0]  # [U, V]
         return F.cross_entropy(full(logits), targets[supervised], reduction="none")
-
-    # --- generation ------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Answer; transformers' ``generate`` with pictures.
-
-        Args:
-            inputs: prompt ids [B, T], left-padded (or ``input_ids=``). pixel_values or image_features (and frames): the
-                pictures.
-            kwargs: everything transformers' generate takes. ``<image>`` itself is never generated.
-
-        Returns:
-            As transformers gives it: prompt and new ids [B * returned, T'].
-        """
-        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if input_ids is None:
-            raise ValueError("generate needs input_ids, the prompt made by the Processor")
-        given = [kwargs.pop(name, None) for name in ("pixel_values", "image_features", "frames")]
-        media = self.media(input_ids, *given)
-        banned = [*(kwargs.pop("suppress_tokens", None) or []), self.config.image_token_id]
-        return super().generate(input_ids, media=media, suppress_tokens=banned, **kwargs)
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """transformers' inputs of one step, and which picture each of its positions sees, from the whole text."""
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if not self.fusion.in_prompt:
-            index = (input_ids == self.config.image_token_id).cumsum(dim=1)
-            inputs["media_index"] = index[:, -inputs["input_ids"].shape[1] :]
-        return inputs
 
 
 # --- presets: plain functions, sizes written out so that no network is needed ------------------------------------

@@ -82,19 +82,29 @@ class CrossAttention(nn.Module):
         Returns:
             [B, T, D].
         """
-        keys, values = keys_values
-        queries = self.q_norm(rearrange(self.to_q(x), "b t (h e) -> b h t e", h=self.heads))
-        if mask is None:
-            attended = F.scaled_dot_product_attention(queries, keys, values)
-        else:
-            blind = ~mask.any(
-                dim=-1, keepdim=True
-            )  # [B, T, 1]; softmax over nothing is NaN, so let it look, then zero
-            attended = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=(mask | blind)[:, None]
-            )
-            attended = attended.masked_fill(blind[:, None], 0.0)
+        return self.joined(attend(self.queries(x), *keys_values, mask))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries of [B, T, D]: [B, H, T, E]."""
+        return self.q_norm(rearrange(self.to_q(x), "b t (h e) -> b h t e", h=self.heads))
+
+    def joined(self, attended: Tensor) -> Tensor:
+        """The output [B, T, D] from what each head attended to, [B, H, T, E]."""
         return self.to_out(rearrange(attended, "b h t e -> b t (h e)"))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of [B, H, T, E] to keys and values [B, H, M, E] by SDPA: [B, H, T, E].
+
+    Args:
+        mask: booleans [B, T, M] or [B, 1, M], True where a query may look. A query that may look nowhere gives exactly
+            0: softmax over nothing is NaN, so it looks everywhere and its result is zeroed.
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(queries, keys, values)
+    blind = ~mask.any(dim=-1, keepdim=True)  # [B, T, 1]
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(mask | blind)[:, None])
+    return attended.masked_fill(blind[:, None], 0.0)
 
 
 class FeedForward(nn.Module):

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlmzoo.config import ConfigError, located, nearest
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 
+# what transformers calls the cache of keys and values, as an argument and in outputs (once ``past_key_values``)
+CACHE = (
+    "cache"
+    if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
 CAUSAL_LM = (
     "causal_lm"  # what every row of the languages table stands for: transformers knows the class by kind
 )
@@ -71,6 +78,11 @@ def layer_width(language_config: PreTrainedConfig) -> int:
     return int(language_config.get_text_config().hidden_size)
 
 
+def positions_in(cache: Any) -> int:
+    """How many positions a cache holds; 0 for none."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 @contextmanager
 def head_only_at(language: PreTrainedModel, positions: Tensor) -> Iterator[None]:
     """Inside, the output head sees only the hidden states at ``positions`` (booleans [B, T]).
@@ -118,3 +130,53 @@ def keeps_segments_apart(language: PreTrainedModel, tolerance: float = 1e-4) -> 
         language.train(was_training)
     apart = torch.cat(alone, dim=1)
     return bool((packed - apart).abs().max() <= tolerance * apart.abs().max().clamp_min(1.0))
+
+
+def mask_for(language: PreTrainedModel, mask: Tensor) -> Tensor:
+    """A mask of booleans [B, 1, T, M], True where a position may look, as the model's attention wants it."""
+    if language.config.get_text_config()._attn_implementation == "sdpa":
+        return mask
+    dtype = language.get_input_embeddings().weight.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+@torch.no_grad()
+def takes_tree_masks(language: PreTrainedModel) -> bool:
+    """Whether two texts packed after a cached prompt, with a mask and positions of their own, are what each is alone.
+
+    Not so with linear position biases (MPT, Bloom), nor for attention without masks (flash). Asked by running it: the
+    error must be small beside what the second text changes by when it does see the first.
+    """
+    embeddings = language.get_input_embeddings()
+    ids = (torch.arange(3, 16, device=embeddings.weight.device)[None] * 7) % embeddings.num_embeddings
+    prompt, one, two = ids.split((5, 4, 4), dim=1)
+    mask = torch.ones(8, 13, dtype=torch.bool, device=ids.device).tril(5)
+    mask[4:, 5:9] = False
+    positions = torch.tensor([[5, 6, 7, 8] * 2], device=ids.device)
+    was_training = language.training
+    language.eval()
+    try:
+        cache = getattr(language(input_ids=prompt, use_cache=True), CACHE)
+        more = {
+            "attention_mask": mask_for(language, mask[None, None]),
+            "position_ids": positions,
+            CACHE: cache,
+        }
+        packed = language(input_ids=ids[:, 5:], use_cache=True, **more).logits
+        alone = [
+            language(input_ids=torch.cat([prompt, text], 1), use_cache=False).logits[:, 5:]
+            for text in (one, two)
+        ]
+        in_a_row = language(input_ids=ids, use_cache=False).logits[:, 9:]
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+        AttributeError,
+    ):  # a family that takes no such mask
+        return False
+    finally:
+        language.train(was_training)
+    error = (packed - torch.cat(alone, dim=1)).abs().max()
+    return bool(error <= 0.1 * (in_a_row - alone[1]).abs().max())

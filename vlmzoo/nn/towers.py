@@ -87,8 +87,10 @@ def _published_sizes(source: str, cls: type, kind: TowerKind, where: str) -> dic
             tree = dict(inner)
             break
     if tree.get("model_type") != cls.model_type:
+        whole = "mm_vision_tower" in tree or "mm_projector_type" in tree
         raise ConfigError(
             f"{where}.from: {source!r} holds {tree.get('model_type')!r}, wanted {cls.model_type!r}"
+            + ("; it is a folder of the LLaVA project, which load reads whole" if whole else "")
         )
     drop = ("model_type", "transformers_version", "architectures", "torch_dtype", "dtype", "_name_or_path")
     return {key: value for key, value in tree.items() if key not in drop}

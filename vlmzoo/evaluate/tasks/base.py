@@ -99,6 +99,7 @@ class Task(ABC):
         with evaluating(model):
             result = self.judge(job)
         result.predictions = job.said
+        result.settings = self.config.model_dump(mode="json")
         return result
 
     def rescore(self, given: Predictions, folder: Path | None = None) -> Result:
@@ -115,7 +116,9 @@ class Task(ABC):
             raise self.refuse("kind", f"{self.config.kind} asks for no words, so none can be scored again")
         source, rows = self.open()
         self.config = self.config.model_copy(update={"samples": 0})
-        return self.judge(Job(None, None, source, rows, folder=folder, given=given))  # type: ignore[arg-type]
+        result = self.judge(Job(None, None, source, rows, folder=folder, given=given))  # type: ignore[arg-type]
+        result.settings = self.config.model_dump(mode="json")
+        return result
 
     @property
     def in_words(self) -> bool:
@@ -266,6 +269,21 @@ def references_of(row: Row) -> list[str]:
     found = [*own, *(truth.get("captions") or ())]
     found = found if any(found) else [truth.get("answer")]
     return list(dict.fromkeys(str(text) for text in found if text))
+
+
+def judged(
+    rows: Sequence[Row],
+    values: Mapping[str, Sequence[float | bool]],
+    groups: Sequence[str] = (),
+    answers: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """A result's ``judged``: each row's value of every metric, with groups also under ``<metric>_<group>``."""
+    found: list[dict[str, Any]] = []
+    for i, row in enumerate(rows):
+        own = {name: float(of[i]) for name, of in values.items()}
+        own |= {f"{name}_{groups[i]}": value for name, value in own.items()} if groups else {}
+        found.append({"id": row["id"], **({"answer": answers[i]} if answers else {}), "values": own})
+    return found
 
 
 def question_of(row: Row) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -23,41 +22,7 @@ from transformers import initialization as init
 
 from vlmzoo.config import Config
 from vlmzoo.nn.attention import Component, CrossAttention, FeedForward, KeysValues, rows_of, unfold_rows
-
-
-@dataclass
-class Gaze:
-    """What the gated blocks look at during one call of the language model.
-
-    Attributes:
-        tokens: visual tokens [B, J, L, C].
-        lengths: how many of a picture's L tokens are its own, [B, J]; None where all are.
-        index: for each text position the picture it sees, [B * K, T], counted from 1; 0 or beyond the pictures
-            sees nothing. K is the number of beams or returned sequences a row, folded into the query axis.
-        kept: keys and values by block; filled on first use when ``keep`` is on (generation), so that they are made
-            once per picture and never again.
-        fired: how many blocks ran, checked after the call.
-    """
-
-    tokens: Tensor
-    index: Tensor
-    lengths: Tensor | None = None
-    keep: bool = False
-    kept: dict[int, KeysValues] = field(default_factory=dict)
-    fired: int = 0
-
-    def mask(self, all_previous: bool) -> Tensor:
-        """Which visual tokens each text position may look at, booleans [B, K * T, J * L]."""
-        pictures = torch.arange(1, self.tokens.shape[1] + 1, device=self.index.device)  # [J]
-        index = rearrange(self.index, "(b k) t -> b (k t) 1", b=len(self.tokens))
-        known = index <= self.tokens.shape[1]
-        sees = (pictures <= index) & known if all_previous else pictures == index  # [B, K * T, J]
-        sees = sees.repeat_interleave(self.tokens.shape[2], dim=-1)  # [B, K * T, J * L]
-        if self.lengths is None:
-            return sees
-        place = torch.arange(self.tokens.shape[2], device=self.index.device)  # [L]
-        own = place < self.lengths[..., None]  # [B, J, L]
-        return sees & rearrange(own, "b j l -> b 1 (j l)")
+from vlmzoo.nn.connectors.gaze import Gaze
 
 
 class GatedBlock(Component):
@@ -100,18 +65,18 @@ class GatedBlock(Component):
 
     def forward(self, x: Tensor, gaze: Gaze) -> Tensor:
         """Hidden states [B * K, T, D] to the same shape."""
-        queries = rows_of(self.norm(x), len(gaze.tokens))  # [B, K * T, D]
-        seen = self.attention(queries, self.keys_values(gaze), gaze.mask(self.all_previous))
-        x = x + self.attention_gate.tanh() * unfold_rows(seen, len(x))
+        queries = self.attention.queries(rows_of(self.norm(x), len(gaze.tokens)))  # [B, H, K * T, E]
+        seen = gaze.view(self.all_previous).look(queries, self.keys_values(gaze), self.number)
+        x = x + self.attention_gate.tanh() * unfold_rows(self.attention.joined(seen), len(x))
         return x + self.feed_forward_gate.tanh() * self.feed_forward(x)
 
     def keys_values(self, gaze: Gaze) -> KeysValues:
         """Keys and values of all pictures, each [B, H, J * L, E], kept for the next call when the gaze says so."""
-        if self.number in gaze.kept:
+        if gaze.keep and self.number in gaze.kept:
             return gaze.kept[self.number]
         made = self.attention.keys_values(self.media_norm(rearrange(gaze.tokens, "b j l c -> b (j l) c")))
         if gaze.keep:
-            gaze.kept[self.number] = made
+            gaze.kept[self.number] = made[0].contiguous(), made[1].contiguous()
         return made
 
 
