@@ -45,6 +45,7 @@ class Layout(str, Enum):
     original = "original"
     original_projector = "original-projector"
     original_lora = "original-lora"
+    openflamingo = "openflamingo"
 
 
 class RowLayout(str, Enum):
@@ -65,7 +66,7 @@ LayoutOptions = Annotated[
         "--option",
         metavar="NAME=VALUE",
         help="An option of the layout: style=mmc4 (interleaved), shard_size=1000 (webdataset, parquet), "
-        "metadata=csv (imagefolder), prompt=... (llava, messages)",
+        "metadata=csv (imagefolder), prompt=... (llava, messages), category=shape (coco)",
     ),
 ]
 
@@ -409,7 +410,8 @@ def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
     to: Annotated[
-        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+        Layout,
+        typer.Option("--to", help="Whose layout: stock transformers', the LLaVA project's, OpenFlamingo's"),
     ] = Layout.transformers,
     base: Annotated[
         str | None,
