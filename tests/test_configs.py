@@ -12,7 +12,8 @@ from vlmzoo.registry import names
 from vlmzoo.run import read_run, read_tasks
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+EXPERIMENTS = ROOT / "configs" / "experiments"  # its own files: tests/experiment/test_experiment.py
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent != EXPERIMENTS)
 RUNS = [path for path in CONFIGS if "model" in load_yaml(path)]
 
 
