@@ -33,7 +33,6 @@ from vlmzoo.data.group import order_of
 from vlmzoo.data.mix import MicroBatches, append_quarantine, read_quarantine
 from vlmzoo.data.sources import Source
 from vlmzoo.evaluate.loop import Result, save_result, text_table
-from vlmzoo.evaluate.predictions import Predictions
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
 from vlmzoo.evaluate.report import refresh as write_report
@@ -360,25 +359,6 @@ def evaluate(
     if progress is not None:
         progress.remove(tasks)
     return found
-
-
-def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
-    """Score answers in words without a model; the result is written under ``out``.
-
-    Args:
-        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
-            :class:`Predictions`.
-
-    Raises:
-        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
-    """
-    if name not in tasks:
-        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
-    folder = out / "results" / when / name if out is not None else None
-    result = tasks[name].build(name).rescore(Predictions(answers), folder)
-    if out is not None:
-        save_result(out, when, result, str(answers))
-    return result
 
 
 def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
