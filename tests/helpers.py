@@ -29,6 +29,7 @@ for _tree in VISIONS.values():
 CONNECTORS: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp"},
     "linear": {"kind": "linear"},
+    "identity": {"kind": "identity"},
     "perceiver": {"kind": "perceiver", "num_latents": 3, "depth": 1, "heads": 2, "dim_head": 8},
 }
 FUSIONS: dict[str, dict[str, Any]] = {

@@ -375,6 +375,25 @@ def test_eval_of_wrong_tasks(world: Path, tmp_path: Path, overrides: list[str], 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rescore_needs_no_model_and_finds_what_eval_found(world: Path, tmp_path: Path) -> None:
+    config = world / "run.yaml"
+    code, before, err = call(
+        "eval", world / "trained", config, "evaluate.tasks.vqa.limit=3", "--out", tmp_path
+    )
+    assert code == 0, err
+    answers = tmp_path / "results" / "eval" / "vqa" / "predictions.jsonl"
+    code, out, err = call("rescore", config, "vqa", answers, "evaluate.tasks.vqa.limit=3")
+    assert code == 0, err
+    assert out.strip() == before.partition("\nwritten to")[0].strip()
+    given = ("evaluate.tasks.vqa.limit=3", "--out", tmp_path, "--when", "again")
+    assert call("rescore", config, "vqa", answers, *given)[0] == 0
+    assert json.loads((tmp_path / "results" / "again" / "vqa.json").read_text())["n"] == 3
+    text = refused("rescore", config, "vqua", answers)
+    assert "evaluate.tasks: no task 'vqua'; did you mean 'vqa'?" in text
+    text = refused("rescore", config, "vqa", answers, "evaluate.tasks.vqa.limit=4")
+    assert "1 of 4 rows have no answer (answers), the first 'scenes/" in text
+
+
 def test_eval_without_model_or_section(world: Path, tmp_path: Path) -> None:
     assert "no folder 'no/such/model'" in refused("eval", "no/such/model", world / "run.yaml")
     (tmp_path / "empty").mkdir()

@@ -44,6 +44,12 @@ PROMISED = {  # what each must print, as patterns
         r"zero-shot/folder\.json",
     ],
     "few_shot_prompts.py": ["random weights", r"0 demonstrations: 0\.\d+ right of 3", "4 demonstrations"],
+    "train_on_documents.py": [
+        r"step +4  loss",
+        r"not used: .*0_0\.png",
+        r"goes on: '.*'  \(true: 'this is",
+    ],
+    "watch_clips.py": [r"step +4  clips \d", r"8 frames: '.*true: 'a", r"20 frames: '"],
     "export_and_load.py": [r"differ by at most \d", "stock transformers: '"],
 }
 

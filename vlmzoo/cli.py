@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from vlmzoo import registry
-from vlmzoo.config import ConfigError, load_yaml, nearest, override, read
+from vlmzoo.cli_instruct import instruct
+from vlmzoo.config import ConfigError, load_yaml, override, read
 
 app = typer.Typer(
-    help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,6 +69,24 @@ LayoutOptions = Annotated[
         "metadata=csv (imagefolder), prompt=... (llava, messages)",
     ),
 ]
+
+
+@app.callback()
+def before(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--imports",
+            metavar="FILE",
+            help="A Python file or module of yours that registers parts; repeatable, before the command's name",
+        ),
+    ] = None,
+) -> None:
+    """Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export."""
+    if imports:
+        from vlmzoo.imports import import_parts
+
+        import_parts(imports, "--imports")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -196,9 +214,7 @@ def rescore(
 
     from vlmzoo.run import rescore as score
 
-    if task not in tasks:
-        raise ConfigError(f"{config}: no task {task!r}; {nearest(task, tasks)}")
-    _show({task: score(task, tasks[task], answers, when, out)}, out, when)
+    _show({task: score(tasks, task, answers, when, out)}, out, when)
 
 
 def _tasks(config: Path, overrides: list[str] | None) -> dict[str, Any]:
@@ -256,6 +272,32 @@ def compare(
     text, page, picture = write_comparison(runs, out)
     print(text)
     print(f"\nwritten to {page} and {picture}")
+
+
+@app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="For example configs/experiments/llava_connectors.yaml")],
+    overrides: Overrides = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="So many seeds in place of the file's")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time")] = 1,
+    launch: Annotated[
+        str, typer.Option(help="How each run is started, for example 'accelerate launch --num_processes 8'")
+    ] = "",
+    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing more")] = False,
+) -> None:
+    """Compare arms of run files over seeds: trains what is not trained yet, then says what differs and what does not.
+
+    Finished runs are kept, a failed one stops no other. The same command goes on where it stopped; given twice at a
+    time, the two share the work.
+    """
+    from vlmzoo.experiment import conduct
+
+    _quiet()
+    text, files, complete = conduct(file, overrides, seeds, 0 if report_only else workers, launch)
+    print(text)
+    print(f"written to {', '.join(map(str, files))}")
+    if not (complete or report_only):
+        raise SystemExit(1)
 
 
 @app.command()
@@ -498,3 +540,6 @@ def _show_written(written: Any) -> None:
     print(
         f"    {{{', '.join(f'{key}: {dump_yaml(value).splitlines()[0]}' for key, value in written.config.items())}}}"
     )
+
+
+app.command()(instruct)

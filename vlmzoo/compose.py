@@ -24,8 +24,8 @@ from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.text import text_config
 from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
-from vlmzoo.processing.processor import IMAGE, Processor
-from vlmzoo.processing.text import TINY_TOKENIZER, template
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
@@ -338,14 +338,14 @@ def processor_for(
 
     Args:
         tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
-        template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
+        template_name: of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the tokenizer's own, or a path to a
+            .jinja file. image_fit: crop, pad or squash; by the tower if None.
         max_frames: frames of a video that are used, evenly spaced; None uses all.
         around_image: a token on both sides of every picture in a prompt.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    chosen = template(template_name)
     tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     siglip = model.config.vision.kind == "siglip"
     fit = image_fit or ("squash" if siglip else "crop")
@@ -361,7 +361,6 @@ def processor_for(
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
-    chosen.require_controls(tokenizer)
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
     if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:
@@ -369,7 +368,9 @@ def processor_for(
         raise ConfigError(
             f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
         )
-    return Processor(
+    processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
         frame_tokens=model.frame_tokens, max_frames=max_frames, around_image=around_image,
     )  # fmt: skip
+    processor.chat.require_controls(tokenizer)
+    return processor

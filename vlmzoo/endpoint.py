@@ -83,13 +83,13 @@ class Endpoint(Config):
     base_url: str
     model: str = Field(min_length=1)
     key_env: str | None = "OPENAI_API_KEY"
-    temperature: float = Field(0.0, ge=0, le=2)
-    max_tokens: int = Field(1024, ge=1)
-    timeout: float = Field(120.0, gt=0)
-    retries: int = Field(5, ge=0)
-    backoff: float = Field(1.0, ge=0)
-    concurrency: int = Field(8, ge=1, le=256)
-    patience: int = Field(16, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=1)
+    timeout: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=5, ge=0)
+    backoff: float = Field(default=1.0, ge=0)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    patience: int = Field(default=16, ge=1)
     body: dict[str, Any] = {}
 
     @field_validator("base_url")
@@ -300,7 +300,7 @@ class Client:
         with suppress(ValueError, LookupError, TypeError, RecursionError):
             error = json.loads(text)["error"]
             text = error if isinstance(error, str) else str(error["message"])
-        line = " ".join(text.split())
+        line = " ".join(text.encode("utf-8", "replace").decode().split())
         return (line[:300] + " ..." if len(line) > 300 else line) or "nothing more was said"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 
+from vlmzoo import registry
 from vlmzoo.compose import CLASSES, is_zoo_folder
 from vlmzoo.config import ConfigError, located, nearest
 from vlmzoo.hub import adapter, idefics, llava, llava_original, openflamingo
@@ -48,6 +50,7 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
         return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _know_parts(tree, source)
         cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
         return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
     try:
@@ -70,6 +73,17 @@ def _foreign(folder: Path, base: str | Path | None) -> tuple[ZooModel, Processor
             f"holds a {kind!r} model; known layouts: vlmzoo, stock llava, stock idefics, LLaVA project, OpenFlamingo"
         )
     return readers[kind](folder)
+
+
+def _know_parts(tree: Mapping[str, Any], source: str | Path) -> None:
+    """Raises ConfigError for parts that nobody has registered, which may be the user's own."""
+    for name in ("connector", "fusion"):
+        kind = (tree.get(name) or {}).get("kind")
+        if kind is not None and kind not in registry.names(f"{name}s"):
+            raise ConfigError(
+                f"load: {source} has a {name} {kind!r} that is not known here; if it is of your own, import the file that "
+                f"registers it first (vlmzoo --imports FILE ...); otherwise {nearest(kind, registry.names(f'{name}s'))}"
+            )
 
 
 def _local(source: str | Path) -> Path:

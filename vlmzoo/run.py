@@ -37,6 +37,7 @@ from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
 from vlmzoo.hub.card import run_facts, write_card
+from vlmzoo.imports import import_parts, local_files
 from vlmzoo.models.base import ZooModel
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
@@ -49,6 +50,7 @@ from vlmzoo.training.trainer import Trainer, log
 
 OWN_FILES = (  # what --fresh removes from a run's folder
     "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
+    "imports",
 )  # fmt: skip
 
 
@@ -117,12 +119,15 @@ class RunConfig(Config):
     """A whole run.
 
     Attributes:
+        imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
+            they register is known. A copy of the files is kept in the run's folder.
         model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
             which only ``vision: {image_size: side}`` may change.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
 
+    imports: list[str] = Field(default_factory=list)
     model: dict[str, Any]
     processor: ProcessorOptions | None = None
     learn: LearnTree
@@ -152,7 +157,9 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
         tree.get("learn"), Mapping
     ):  # so that learn.language.lora.r=8 can be laid over language: 1e-3
         tree["learn"] = {key: as_learn(value) for key, value in tree["learn"].items()}
-    return read(RunConfig, override(tree, assignments or []))
+    tree = override(tree, assignments or [])
+    import_parts(tree.get("imports", []))
+    return read(RunConfig, tree)
 
 
 def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -167,6 +174,7 @@ def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{name}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    import_parts(tree.get("imports", []))
     tasks = read(EvaluateOptions, tree["evaluate"], "evaluate").tasks
     if not tasks:
         raise ConfigError(f"{name}: no evaluate.tasks")
@@ -323,17 +331,20 @@ def evaluate(
     return found
 
 
-def rescore(name: str, task: Any, answers: Path, when: str, out: Path | None) -> Result:
+def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
     """Score answers in words without a model; the result is written under ``out``.
 
     Args:
-        name, task: of the task and its config. answers: a file of them, see :class:`Predictions`.
+        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
+            :class:`Predictions`.
 
     Raises:
-        ConfigError: rows that cannot be judged, or answers that do not belong to them.
+        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
     """
+    if name not in tasks:
+        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
     folder = out / "results" / when / name if out is not None else None
-    result = task.build(name).rescore(Predictions(answers), folder)
+    result = tasks[name].build(name).rescore(Predictions(answers), folder)
     if out is not None:
         save_result(out, when, result, str(answers))
     return result
@@ -407,6 +418,9 @@ def _take_folder(out: Path, tree: dict[str, Any], fresh: bool, streams: dict[str
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+        for file in local_files(tree["imports"]):
+            (out / "imports").mkdir(exist_ok=True)
+            shutil.copyfile(file, out / "imports" / file.name)
         note_start(out, distributed.world_size(), _device_name())
         for name, stream in streams.items():
             append_quarantine(out / "quarantine.jsonl", stream.data.source.rejected, name)

@@ -45,7 +45,7 @@ class LanguageCollate:
 
     Args:
         processor: of the model. max_length: longest sample in tokens; None for no bound.
-        template: a template's name, the processor's own if None.
+        template: as a processor's, its own if None.
         pack_length: length of packed rows (at least the longest sample); None pads each sample to the longest.
         response_format: added after the first question of every row; empty adds nothing.
     """
@@ -63,6 +63,7 @@ class LanguageCollate:
         self.max_length = max_length
         self.template = template
         self.pack_length = pack_length
+        processor.chat_of(template)  # a mistake in its name is told now, not with the first row
 
     def encode(self, row: Row, root: Any = None) -> Sample:
         """Ids, labels and pictures of a row.

@@ -142,6 +142,24 @@ def vqa_normalise(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+def names_only(answer: str, right: str, choices: Sequence[str]) -> bool:
+    """Whether an answer of any form names the right one of the choices and no other: content without form.
+
+    Choices are found as whole words, one that lies inside a longer one found there ("left" in "top left") not again.
+    """
+    rest, named = f" {' '.join(re.findall(r'[a-z0-9]+', answer.lower()))} ", set()
+    for choice in sorted(choices, key=len, reverse=True):
+        if f" {choice.lower()} " in rest:
+            named.add(choice)
+            rest = rest.replace(f" {choice.lower()} ", " | ")
+    return named == {right}
+
+
+def is_short(answer: str, choices: Sequence[str]) -> bool:
+    """Whether an answer has the short form: some words, and no more than the longest choice has."""
+    return 0 < len(answer.split()) <= max(len(choice.split()) for choice in choices)
+
+
 def soft_accuracy(answer: str, answers: Sequence[str]) -> float:
     """VQA accuracy of one answer against its annotators' (Antol et al. 2015, section 4): 0..1.
 

@@ -17,7 +17,7 @@ from vlmzoo.endpoint import Endpoint, EndpointError, ReplyLog, message, request_
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 FILE = "judge.jsonl"
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _SCORE = re.compile(r"(?:score\s*[:=]?\s*)?(0(?:\.\d+)?|1(?:\.0+)?)\.?", re.IGNORECASE)
 COMPARING = "You are a careful judge of answers to questions about pictures."
 TWO_SCORES = """You cannot see the picture; this is what it shows:

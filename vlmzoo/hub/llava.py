@@ -26,8 +26,9 @@ from vlmzoo.models.base import read_weights
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.connectors.mlp import MlpConfig
 from vlmzoo.nn.vision import EXTRAS
-from vlmzoo.processing.processor import IMAGE, Processor
-from vlmzoo.processing.text import TEMPLATES, template
+from vlmzoo.processing.jinja import WRAPPED
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE, TEMPLATES, TOKENIZER
 
 RULES = (  # and that of the tower
     Rule("connector.up.", "multi_modal_projector.linear_1."),
@@ -89,10 +90,10 @@ def export(model: VisionLM, processor: Processor, folder: str | Path) -> Path:
     stock_config(model).save_pretrained(folder)
     _stock_processor(model, processor).save_pretrained(folder)
     ends = {
-        "bos_token_id": processor.tokenizer.bos_token_id,
-        "eos_token_id": processor.tokenizer.eos_token_id,
+        f"{name}_token_id": getattr(processor.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
-    GenerationConfig(**ends, pad_token_id=processor.tokenizer.pad_token_id).save_pretrained(folder)
+    never = [model.config.image_token_id]  # as in our generate
+    GenerationConfig(**ends, suppress_tokens=never).save_pretrained(folder)
     return folder
 
 
@@ -137,14 +138,13 @@ def _strategy(vision: Any) -> str:
 
 def _stock_processor(model: VisionLM, processor: Processor) -> LlavaProcessor:
     tokenizer = processor.tokenizer
-    chat = template(processor.template)
     return LlavaProcessor(
         image_processor=processor.image_processor,
         tokenizer=tokenizer,
         patch_size=model.config.vision.patch_size,
         num_additional_image_tokens=_class_tokens(model.config.vision),
         vision_feature_select_strategy=_strategy(model.config.vision),
-        chat_template=chat.jinja(tokenizer.bos_token or "", tokenizer.eos_token or ""),
+        chat_template=processor.chat.jinja(tokenizer.bos_token or "", tokenizer.eos_token or ""),
         image_token=IMAGE,
     )
 
@@ -227,7 +227,8 @@ def _own_processor(model: VisionLM, folder: str | Path) -> Processor:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ends = tokenizer.bos_token or "", tokenizer.eos_token or ""
     known = (name for name, own in TEMPLATES.items() if own.jinja(*ends) == stock.chat_template)
-    name = next(known, "vicuna_v1")  # what LLaVA-1.5 was trained with
+    ours = WRAPPED in (stock.chat_template or "")
+    name = next(known, TOKENIZER if ours else "vicuna_v1")  # what LLaVA-1.5 was trained with
     return Processor(
         stock.image_processor,
         tokenizer,

@@ -24,7 +24,8 @@ from vlmzoo.hub.files import read_first, read_whole
 from vlmzoo.hub.table import Rule, check_fit, converted
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.lora import is_lora, plain_name
-from vlmzoo.processing.processor import IMAGE, Processor
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE
 
 RULES = (  # and those of the connector
     Rule("language.model.", "model."),

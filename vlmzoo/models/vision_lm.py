@@ -6,7 +6,7 @@ tokens a picture after the connector, J pictures in the fullest row, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -20,8 +20,8 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmzoo.config import ConfigError, read_part
+from vlmzoo.models.answering import Answering
 from vlmzoo.models.base import ZooModel
-from vlmzoo.models.candidates import score
 from vlmzoo.models.media import Media, deal, pad_rows
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.connectors.gaze import Gaze
@@ -74,7 +74,7 @@ class VisionLMConfig(PreTrainedConfig):
         return self.language
 
 
-class VisionLM(ZooModel, GenerationMixin):
+class VisionLM(Answering, ZooModel, GenerationMixin):
     """Pictures and text in, text out. Offers the verb Speaks.
 
     Args:
@@ -308,7 +308,7 @@ class VisionLM(ZooModel, GenerationMixin):
 
         Args:
             input_ids: [B, T]; every picture's place holds ``image_token_id`` (L times for splice, once for gated).
-            attention_mask, position_ids, cache (past_key_values), use_cache: as in transformers. The cache that comes
+            attention_mask, position_ids, cache, use_cache: as in transformers (once past_key_values). The cache that comes
                 back also holds the pictures, and how many each row has had: what follows it needs no pictures, or
                 brings those of its own places only.
             pixel_values: [I, 3, H, W] or [I, F, 3, H, W], pictures in reading order over the rows.
@@ -322,9 +322,9 @@ class VisionLM(ZooModel, GenerationMixin):
             transformers' causal LM output, logits [B, T, V].
         """
         cache = kwargs.pop("past_key_values", None) if cache is None else cache
-        past = 0 if cache is None else int(cache.get_seq_length())
+        past = lm.positions_in(cache)
         if media is None:
-            media = self._media_after(cache, input_ids, pixel_values, image_features, frames)
+            media = self.media_after(cache, input_ids, pixel_values, image_features, frames)
         embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
         places = media.open_places(input_ids == self.config.image_token_id, past)  # [B, T]
         images = media.count(places, past)  # [B, T]
@@ -347,19 +347,6 @@ class VisionLM(ZooModel, GenerationMixin):
         if labels is not None:
             out.loss = F.cross_entropy(full(out.logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
         return out
-
-    def _media_after(self, cache: Any, input_ids: Tensor, *given: Tensor | None) -> Media:
-        """The pictures of ids that follow a cache, after those it holds (none, where the text was not read by us)."""
-        past = 0 if cache is None else int(cache.get_seq_length())
-        held = getattr(cache, "media", None) if past else None
-        if held is not None and not bool((input_ids == self.config.image_token_id).any()):
-            return held.going_on(past)
-        media = self.media(input_ids, *given)
-        if held is not None:
-            return held.going_on(past).then(media)
-        if past:
-            media.read = input_ids.new_zeros(len(input_ids), past)
-        return media
 
     def _spliced(self, embeds: Tensor, places: Tensor, media: Media, images: Tensor) -> Tensor:
         """Visual tokens at the image ids of a call: each row's own, from where its text has been read."""
@@ -408,65 +395,3 @@ class VisionLM(ZooModel, GenerationMixin):
         with lm.head_only_at(self.language, F.pad(supervised, (0, 1))):
             logits = self(**inputs, use_cache=False).logits[0]  # [U, V]
         return F.cross_entropy(full(logits), targets[supervised], reduction="none")
-
-    @torch.no_grad()
-    def score(self, inputs: Batch, candidates: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
-        """Log-likelihood of each token of many texts, as if each alone came after its row's prompt, read once.
-
-        Args:
-            inputs: prompts as for :meth:`generate`: input_ids [B, T], left-padded, attention_mask, pictures.
-            candidates: for each row the ids of its texts, as many as there are; they may begin alike.
-
-        Returns:
-            For each row and text the natural logarithms of its tokens' probabilities, [tokens], on the CPU.
-
-        Raises:
-            ValueError: another number of lists than rows, an empty text, one with ``<image>`` in it.
-        """
-        return score(self, inputs, candidates)
-
-    # --- generation ------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Answer; transformers' ``generate`` with pictures.
-
-        Args:
-            inputs: prompt ids [B, T], left-padded (or ``input_ids=``). pixel_values or image_features (and frames): the
-                pictures; after the ``cache`` of an earlier call only those that came since (if none did, they are not read).
-            kwargs: everything transformers' generate takes. ``<image>`` itself is never generated.
-
-        Returns:
-            As transformers gives it: prompt and new ids [B * returned, T'].
-
-        Raises:
-            ValueError: no ids, or a draft model, which would not see the pictures.
-        """
-        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if input_ids is None:
-            raise ValueError("generate needs input_ids, the prompt made by the Processor")
-        if kwargs.get("assistant_model") is not None:
-            raise ValueError(
-                "assistant_model: a draft model does not see the pictures; use prompt_lookup_num_tokens"
-            )
-        given = [kwargs.pop(name, None) for name in ("pixel_values", "image_features", "frames")]
-        cache = kwargs.pop("past_key_values", None)
-        cache = kwargs.get("cache") if cache is None else cache
-        past = 0 if cache is None else int(cache.get_seq_length())
-        if past:
-            kwargs[lm.CACHE] = cache
-        mask = kwargs.get("attention_mask")
-        only_new = mask is not None and mask.shape[1] > input_ids.shape[1]
-        new = input_ids if only_new else input_ids[:, past:]
-        places = new == self.config.image_token_id
-        media = self._media_after(cache, new, *given)
-        media.count(places, past)
-        media.sealed = True
-        kwargs["suppress_tokens"] = self._banned(kwargs)
-        return super().generate(input_ids, media=media, **kwargs)
-
-    def _banned(self, kwargs: dict[str, Any]) -> list[int]:
-        """What the caller does not want generated, and ``<image>``."""
-        config = kwargs.get("generation_config") or self.generation_config
-        asked = kwargs.get("suppress_tokens", config.suppress_tokens)
-        return [*(asked or []), self.config.image_token_id]

@@ -39,7 +39,7 @@ def read_records(path: str, rejected: Rejected) -> Iterator[tuple[str, Any]]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"data.path: no file {path!r}; {nearest_file(file, '*.json*')}")
-    if file.suffix.lower() == ".jsonl" or _is_lines(file):
+    if file.suffix.lower() == ".jsonl" or is_lines(file):
         return _lines(file, rejected)
     tree = read_json(path)
     if not isinstance(tree, list):
@@ -65,7 +65,7 @@ def read_json(path: str | Path, where: str = "data.path") -> Any:
         raise ConfigError(f"{where} {path}: not json: {error}") from None
 
 
-def _is_lines(file: Path) -> bool:
+def is_lines(file: Path) -> bool:
     """Whether a ``.json`` file is a whole record on its first line and another on its second."""
     with file.open("rb") as lines:
         first, second = lines.readline(1 << 20).strip(), lines.readline(1 << 20).strip()
