@@ -66,7 +66,7 @@ LayoutOptions = Annotated[
         "--option",
         metavar="NAME=VALUE",
         help="An option of the layout: style=mmc4 (interleaved), shard_size=1000 (webdataset, parquet), "
-        "metadata=csv (imagefolder), prompt=... (llava, messages)",
+        "metadata=csv (imagefolder), prompt=... (llava, messages), category=shape (coco)",
     ),
 ]
 

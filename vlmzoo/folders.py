@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,9 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 
-from vlmzoo import registry
-from vlmzoo.compose import CLASSES, is_zoo_folder
-from vlmzoo.config import ConfigError, located, nearest
-from vlmzoo.hub import adapter, idefics, llava, llava_original, openflamingo
+from vlmzoo.compose import is_zoo_folder
+from vlmzoo.config import ConfigError, nearest, readable
+from vlmzoo.hub import adapter, idefics, llava, llava_original, openflamingo, own
 from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
@@ -24,7 +22,13 @@ from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.processing.processor import Processor
 
 
-def load(source: str | Path, *, base: str | Path | None = None, **options: Any) -> tuple[ZooModel, Processor]:
+def load(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[ZooModel, Processor]:
     """A model and its processor from a folder or a Hub id, whatever public layout it has.
 
     Args:
@@ -32,6 +36,9 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
             ``llava`` or ``idefics`` folder, or a folder of the LLaVA project (whole, projector only, LoRA) or of
             OpenFlamingo (its ``checkpoint.pt``).
         base: the language model of a LLaVA project or OpenFlamingo folder without one; by default what the folder names.
+        quantization: ``nf4`` or ``int8`` (bitsandbytes, the extra ``quantize``), or a ``quantization_config`` as transformers
+            takes it: the language model is loaded in few bits, its output head, connector, fusion and tower are not.
+            For our own layout.
         options: for transformers' ``from_pretrained``
             (dtype, device_map, ...), for our own layout.
 
@@ -44,19 +51,20 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
     folder = _local(source)
     if adapter.is_adapter(folder):
         base = adapter.find_base(folder)
-        model, _ = load(base, **options)
+        model, _ = load(base, quantization=quantization, **options)
         adapter.apply(model, folder, base)
         model.config.starts = dict.fromkeys(model.parts(), base)
         return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
-        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _know_parts(tree, source)
-        cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
-        return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
+        return own.read(folder, quantization, **options)
+    if quantization is not None:
+        raise ConfigError(
+            f"load: {source}: only folders of vlmzoo are loaded quantised; save it as one first"
+        )
     try:
         return _foreign(folder, base)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"load: {source}: {error}") from None
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(f"load: {source}: {' '.join(str(error).split())[:500]}") from None
 
 
 def _foreign(folder: Path, base: str | Path | None) -> tuple[ZooModel, Processor]:
@@ -75,19 +83,8 @@ def _foreign(folder: Path, base: str | Path | None) -> tuple[ZooModel, Processor
     return readers[kind](folder)
 
 
-def _know_parts(tree: Mapping[str, Any], source: str | Path) -> None:
-    """Raises ConfigError for parts that nobody has registered, which may be the user's own."""
-    for name in ("connector", "fusion"):
-        kind = (tree.get(name) or {}).get("kind")
-        if kind is not None and kind not in registry.names(f"{name}s"):
-            raise ConfigError(
-                f"load: {source} has a {name} {kind!r} that is not known here; if it is of your own, import the file that "
-                f"registers it first (vlmzoo --imports FILE ...); otherwise {nearest(kind, registry.names(f'{name}s'))}"
-            )
-
-
 def _local(source: str | Path) -> Path:
-    folder = Path(located(source))
+    folder = Path(readable(source, "load"))
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not openflamingo.is_openflamingo(folder):
             raise ConfigError(f"load: {str(source)!r} holds no config.json (is the run finished?)")

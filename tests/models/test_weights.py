@@ -67,12 +67,18 @@ def test_flamingos_have_their_papers_shapes(name: str) -> None:
 
 def test_idefics_has_the_stock_models_parameters() -> None:
     """The default config of transformers is Idefics 9B's but for the switches named here."""
-    config = IdeficsConfig(
-        additional_vocab_size=2, alpha_type="vector", cross_layer_interval=4, qk_layer_norms=True, use_resampler=True,
-        perceiver_config={"use_resampler": True, "qk_layer_norms_perceiver": True}, vision_config={"embed_dim": 1280},
-    )  # fmt: skip
     with torch.device("meta"):
-        stock = IdeficsForVisionText2Text(config)
+        stock = IdeficsForVisionText2Text(
+            IdeficsConfig(
+                additional_vocab_size=2,
+                alpha_type="vector",
+                cross_layer_interval=4,
+                qk_layer_norms=True,
+                use_resampler=True,
+                perceiver_config={"use_resampler": True, "qk_layer_norms_perceiver": True},
+                vision_config={"embed_dim": 1280},
+            )
+        )
     model = vlmzoo.build("idefics-9b", device="meta")
     total = sum(p.numel() for p in stock.parameters())
     spare = 2 * 2 * 4096  # ours keeps rows of the language model's beside those that stand in for them

@@ -177,6 +177,12 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         for block in getattr(self.fusion, "blocks", {}).values():
             block.checkpointing = on
 
+    def full_precision(self) -> list[str]:
+        """Names of the modules that quantisation leaves alone: all parts but the language model, and its output head."""
+        head = self.get_output_embeddings()
+        heads = [name for name, module in self.named_modules() if head is not None and module is head]
+        return [name for name in self.PARTS if name != "language"] + heads
+
     def idle_parameters(self) -> set[str]:
         """Tower layers above the chosen feature layer."""
         return {f"vision.{name}" for name in self.vision.idle_parameters()}
@@ -308,9 +314,8 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
 
         Args:
             input_ids: [B, T]; every picture's place holds ``image_token_id`` (L times for splice, once for gated).
-            attention_mask, position_ids, cache, use_cache: as in transformers (once past_key_values). The cache that comes
-                back also holds the pictures, and how many each row has had: what follows it needs no pictures, or
-                brings those of its own places only.
+            attention_mask, position_ids, cache, use_cache: as in transformers. The cache that comes back also holds
+                the pictures, and how many each row has had: what follows it brings those of its own places only.
             pixel_values: [I, 3, H, W] or [I, F, 3, H, W], pictures in reading order over the rows.
             image_features: [I, F, N, D] instead of pixels. media: already encoded pictures instead of either.
             frames: [I], where pictures and videos of several lengths are mixed; see :meth:`media`.

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
-from vlmzoo.config import ConfigError, located, nearest
+from vlmzoo.config import ConfigError, nearest, readable
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 def _published_sizes(source: str, cls: type, kind: TowerKind, where: str) -> dict[str, Any]:
     """The tower's own section of a published config.json."""
     try:
-        tree, _ = PreTrainedConfig.get_config_dict(located(source))
+        tree, _ = PreTrainedConfig.get_config_dict(readable(source, f"{where}.from"))
     except OSError as error:
         raise ConfigError(f"{where}.from: cannot read {source!r}: {_first_line(error)}") from None
     for name in ("vision", "vision_config", "language", "text", "text_config"):

@@ -291,17 +291,18 @@ class Processor(ProcessorMixin):
                     raise ValueError(
                         f"text {number} has {one.count(IMAGE)} {IMAGE} places and {len(pictures)} pictures"
                     )
-            expanded = [self._expanded(one) for one in texts]  # with what stood for each picture
+            around = self.around_image or ""
+            place = around + IMAGE * self.image_tokens + around
+            expanded = [one.replace(IMAGE, place).replace(around + around, around) for one in texts]
             where = bool(kwargs.get("return_offsets_mapping"))  # asked for label masks
             special = kwargs.get("add_special_tokens", False)
-            written = [one for one, _ in expanded]
-            encoded = self.tokenizer(written, add_special_tokens=special, return_offsets_mapping=where)
+            encoded = self.tokenizer(expanded, add_special_tokens=special, return_offsets_mapping=where)
             data.update(self.pad(encoded["input_ids"], side="left"))
             if where:
                 longest = data["input_ids"].shape[1]
                 rows = encoded["offset_mapping"]
                 places["offset_mapping"] = [[(0, 0)] * (longest - len(row)) + row for row in rows]
-                places["text_replacement_offsets"] = [replaced for _, replaced in expanded]
+                places["text_replacement_offsets"] = list(map(self._expansions, texts, expanded))
         elif texts:
             data.update(self.texts(texts))
         flat = [picture for pictures in nested for picture in pictures]
@@ -311,19 +312,10 @@ class Processor(ProcessorMixin):
         batch.update(places)
         return batch
 
-    def _expanded(self, text: str) -> tuple[str, list[dict[str, tuple[int, int]]]]:
-        """A text with every ``<image>`` as the model wants it, and where each stands before and after.
-
-        It is written ``image_tokens`` times, between the tokens around it, which neighbours share.
-        """
-        around, written, found, end = self.around_image or "", "", [], 0
-        for match in re.finditer(IMAGE, text):
-            written += text[end : match.start()]
-            before = "" if found and match.start() == end else around
-            place = before + IMAGE * self.image_tokens + around
-            found.append({"span": match.span(), "new_span": (len(written), len(written) + len(place))})
-            written, end = written + place, match.end()
-        return written + text[end:], found
+    def _expansions(self, text: str, expanded: str) -> list[dict[str, tuple[int, int]]]:
+        """Where every ``<image>`` of a text stands, before and after it is written ``image_tokens`` times."""
+        before, after = re.finditer(IMAGE, text), re.finditer(IMAGE * self.image_tokens, expanded)
+        return [{"span": old.span(), "new_span": new.span()} for old, new in zip(before, after, strict=True)]
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
         """Text of ids, control tokens left out unless asked for."""

@@ -383,8 +383,8 @@ class SegmentTokenizer:
                 yield ids, supervised, kind
             elif kind == "image":
                 for number, member in enumerate(members):
-                    places = [self.image_token_id] * self.width(member.frames)
-                    yield [*([] if number else self.around_image), *places, *self.around_image], False, kind
+                    ids = [self.image_token_id] * self.width(member.frames)
+                    yield [*([] if number else self.around_image), *ids, *self.around_image], False, kind
                 before = ""
             else:
                 token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id
