@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from vlmzoo import registry
-from vlmzoo.config import ConfigError, load_yaml, nearest, override, read
+from vlmzoo.cli_instruct import instruct
+from vlmzoo.config import ConfigError, load_yaml, override, read
 
 app = typer.Typer(
-    help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +25,9 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=c ...]", help="Changes to the config, for example optim.steps=20"),
+]
+TaskFile = Annotated[
+    Path, typer.Argument(help="A run file, or a file with an 'evaluate: {tasks: ...}' section")
 ]
 Settings = Annotated[
     list[str] | None,
@@ -42,6 +45,7 @@ class Layout(str, Enum):
     original = "original"
     original_projector = "original-projector"
     original_lora = "original-lora"
+    openflamingo = "openflamingo"
 
 
 class RowLayout(str, Enum):
@@ -62,9 +66,27 @@ LayoutOptions = Annotated[
         "--option",
         metavar="NAME=VALUE",
         help="An option of the layout: style=mmc4 (interleaved), shard_size=1000 (webdataset, parquet), "
-        "metadata=csv (imagefolder), prompt=... (llava, messages)",
+        "metadata=csv (imagefolder), prompt=... (llava, messages), category=shape (coco)",
     ),
 ]
+
+
+@app.callback()
+def before(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--imports",
+            metavar="FILE",
+            help="A Python file or module of yours that registers parts; repeatable, before the command's name",
+        ),
+    ] = None,
+) -> None:
+    """Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export."""
+    if imports:
+        from vlmzoo.imports import import_parts
+
+        import_parts(imports, "--imports")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,9 +173,7 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
-    config: Annotated[
-        Path, typer.Argument(help="A run file, or a file with an 'evaluate: {tasks: ...}' section")
-    ],
+    config: TaskFile,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
     when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
@@ -162,37 +182,59 @@ def evaluate(
 
     Stopped, it goes on when the same command is given again. On several processes: accelerate launch -m vlmzoo eval ...
     """
-    tree = override(load_yaml(config), overrides or [])
-    if "evaluate" not in tree:
-        close = nearest("evaluate", tree)
-        raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    tasks = _tasks(config, overrides)
 
     from vlmzoo import distributed
-    from vlmzoo.evaluate.loop import metric_table, text_table
-    from vlmzoo.evaluate.report import refresh
-    from vlmzoo.run import EvaluateOptions, load
     from vlmzoo.run import evaluate as run_tasks
+    from vlmzoo.run import load
 
-    options = read(EvaluateOptions, tree["evaluate"], "evaluate")
-    _quiet()
-    if not options.tasks:
-        raise ConfigError(f"{config}: no evaluate.tasks")
     folder = out or (Path(model) if Path(model).is_dir() else None)
     loaded, processor = load(model)
     distributed.start()
     if folder is not None:
         kept = f"results go to {folder / 'results' / when}; stopped, the same command goes on after finished batches"
         logging.getLogger(__name__).info(kept)
-    found = run_tasks(loaded.to(distributed.device()), processor, options.tasks, when, folder)
-    for name, result in found.items() if distributed.is_main() else ():
-        print(f"\n{name} ({result.n} rows)")
-        print(text_table(metric_table(result.metrics)))
-        if result.table:
-            print("\n" + text_table(result.table))
-    if folder is not None and distributed.is_main():
+    found = run_tasks(loaded.to(distributed.device()), processor, tasks, when, folder)
+    if distributed.is_main():
+        _show(found, folder, when)
+    distributed.stop()
+
+
+@app.command()
+def rescore(
+    config: TaskFile,
+    task: Annotated[str, typer.Argument(help="Name of the task there that the answers belong to")],
+    answers: Annotated[Path, typer.Argument(help="Json lines of question_id and text; predictions.jsonl")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; nowhere by default")] = None,
+    when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "rescored",
+) -> None:
+    """Score answers that were given before, or by another program, by a task of a run file; needs no model."""
+    tasks = _tasks(config, overrides)
+
+    from vlmzoo.run import rescore as score
+
+    _show({task: score(tasks, task, answers, when, out)}, out, when)
+
+
+def _tasks(config: Path, overrides: list[str] | None) -> dict[str, Any]:
+    tree = override(load_yaml(config), overrides or [])  # mistakes are told before torch is imported
+
+    from vlmzoo.run import read_tasks
+
+    _quiet()
+    return read_tasks(tree, str(config))
+
+
+def _show(found: dict[str, Any], folder: Path | None, when: str) -> None:
+    from vlmzoo.evaluate.loop import result_text
+    from vlmzoo.evaluate.report import refresh
+
+    for result in found.values():
+        print("\n" + result_text(result))
+    if folder is not None:
         page = refresh(folder)
         print(f"\nwritten to {folder / 'results' / when}" + (f"; look at {page}" if page else ""))
-    distributed.stop()
 
 
 @app.command()
@@ -230,6 +272,32 @@ def compare(
     text, page, picture = write_comparison(runs, out)
     print(text)
     print(f"\nwritten to {page} and {picture}")
+
+
+@app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="For example configs/experiments/llava_connectors.yaml")],
+    overrides: Overrides = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="So many seeds in place of the file's")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time")] = 1,
+    launch: Annotated[
+        str, typer.Option(help="How each run is started, for example 'accelerate launch --num_processes 8'")
+    ] = "",
+    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing more")] = False,
+) -> None:
+    """Compare arms of run files over seeds: trains what is not trained yet, then says what differs and what does not.
+
+    Finished runs are kept, a failed one stops no other. The same command goes on where it stopped; given twice at a
+    time, the two share the work.
+    """
+    from vlmzoo.experiment import conduct
+
+    _quiet()
+    text, files, complete = conduct(file, overrides, seeds, 0 if report_only else workers, launch)
+    print(text)
+    print(f"written to {', '.join(map(str, files))}")
+    if not (complete or report_only):
+        raise SystemExit(1)
 
 
 @app.command()
@@ -342,7 +410,8 @@ def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
     to: Annotated[
-        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+        Layout,
+        typer.Option("--to", help="Whose layout: stock transformers', the LLaVA project's, OpenFlamingo's"),
     ] = Layout.transformers,
     base: Annotated[
         str | None,
@@ -471,3 +540,6 @@ def _show_written(written: Any) -> None:
     print(
         f"    {{{', '.join(f'{key}: {dump_yaml(value).splitlines()[0]}' for key, value in written.config.items())}}}"
     )
+
+
+app.command()(instruct)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from vlmzoo.config import ConfigError, located, nearest
+from vlmzoo.config import ConfigError, nearest, readable
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 
 # what transformers calls the cache of keys and values, as an argument and in outputs (once ``past_key_values``)
@@ -49,7 +49,7 @@ def _published_kind(tree: Mapping[str, Any]) -> str:
     if not tree.get("from"):
         return ""
     try:
-        published, _ = PreTrainedConfig.get_config_dict(located(tree["from"]))
+        published, _ = PreTrainedConfig.get_config_dict(readable(tree["from"], "language.from"))
     except OSError as error:
         raise ConfigError(
             f"language.from: cannot read {tree['from']!r}: {' '.join(str(error).split())[:200]}"

@@ -14,6 +14,7 @@ from vlmzoo.evaluate.tasks.base import (
     SpeakingConfig,
     Task,
     answered,
+    judged,
     merged_by_file,
     references_of,
     sample,
@@ -44,7 +45,7 @@ class Captioning(Task):
     def judge(self, job: Job) -> Result:
         """Generate and count; see the metric modules for what each number is."""
         asked = [self._asked(row) for row in job.rows]
-        captions = answered(job, self.config, asked, "captions", whole=self.config.prefix is not None)
+        captions = answered(job, self.config, asked, whole=self.config.prefix is not None)
         references = [references_of(row) for row in job.rows]
         right = text_metrics.exact_match(captions, references)
         table = attribute_table(job.source, job.rows, captions, self.config.binding)
@@ -63,7 +64,8 @@ class Captioning(Task):
             sample(job.rows[i], job.root, self.config.prompt or "", references[i][0], captions[i], right[i])
             for i in pick_samples(right, self.config.samples)
         ]
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, {"exact_match": right}, answers=captions)
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
     def _asked(self, row: Row) -> Row:
         pictures = [part for part in row["parts"] if part["type"] != "text"]

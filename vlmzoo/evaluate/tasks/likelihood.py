@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.loop import Result, pick_samples
-from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, question_of, sample, truth_of
+from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, judged, question_of, sample, truth_of
 from vlmzoo.evaluate.tasks.classes import (
     check_groups,
     class_names,
@@ -16,6 +16,7 @@ from vlmzoo.evaluate.tasks.classes import (
     labels_of,
 )
 from vlmzoo.evaluate.tasks.scoring import Choice, Normalise, best, choice_scores
+from vlmzoo.processing.response_formats import Format, format_text, with_format
 from vlmzoo.types import Part, Row
 
 
@@ -70,7 +71,8 @@ class Likelihood(Task):
                    options[i][chosen[i]] if chosen[i] >= 0 else "", right[i])
             for i in pick_samples(right, self.config.samples)
         ]  # fmt: skip
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, {"accuracy": right})
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
     def _choice(self, job: Job, row: Row, texts: Sequence[str]) -> Choice:
         """What the model is shown, and how each candidate is written after it."""
@@ -85,7 +87,8 @@ class Likelihood(Task):
             known = getattr(job.source, "class_templates", ()) if role == "text" else ()
             pattern = str(known[0]) if known and row.get("label") is not None else "{}"
         written = tuple(pattern.replace("{}", text) for text in texts)
-        return Choice({**row, "parts": asked}, written, role)  # type: ignore[arg-type]
+        shown = with_format({**row, "parts": asked}, format_text(self.config.format))
+        return Choice(shown, written, role)  # type: ignore[arg-type]
 
     def _question(self, row: Row) -> str:
         return self.config.prompt or question_of(row) or "which is most likely?"
@@ -134,6 +137,7 @@ class LikelihoodConfig(TaskConfig):
             not favour short ones, or what the row adds to it (pmi), which does not favour frequent ones.
         score_end: the end of the answer counts as a token.
         groups: fields of ``truth`` to give accuracy by, and the worst group's. template: how turns are written.
+        format: as of tasks that generate.
     """
 
     kind: Literal["likelihood"] = "likelihood"
@@ -144,6 +148,7 @@ class LikelihoodConfig(TaskConfig):
     score_end: bool = True
     groups: list[str] = []
     template: str | None = None
+    format: Format = "none"
 
     def build(self, name: str) -> Likelihood:
         """The task."""

@@ -44,17 +44,17 @@ def scored_ids(
     """
     parts: list[Part] = [*choice.row["parts"], {"role": choice.role, "type": "text", "text": candidate}]
     segments = processor.segments_of({**choice.row, "parts": parts}, name)
-    before = processor.segments_of(choice.row, name)
-    goes_on = bool(choice.row["parts"]) and choice.row["parts"][-1]["role"] == choice.role == "text"
-    start = len(before) - 1 if goes_on else len(before)  # a document's end token comes after what goes on
-    start += sum(not segment.supervised for segment in segments[start:])  # the opening of an assistant's turn
-    marked = [
-        replace(segment, supervised=number >= start and segment.kind != "image")
-        for number, segment in enumerate(segments)
-    ]
-    if not end:
-        stop = next(i for i in range(len(marked) - 1, -1, -1) if marked[i].text == candidate)
-        marked = marked[: stop + 1]
+    said = candidate.strip()  # some templates trim what is said
+    last = max(
+        i for i, one in enumerate(segments) if one.kind == "text" and not one.own and one.text.strip() == said
+    )
+    start = last
+    while (
+        segments[start - 1].own and segments[start - 1].supervised
+    ):  # what the template writes before an answer
+        start -= 1
+    marked = [replace(one, supervised=one.supervised and i >= start) for i, one in enumerate(segments)]
+    marked = marked if end else marked[: last + 1]
     return processor.segments.encode(marked)
 
 
@@ -179,11 +179,16 @@ def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], media: Mappi
     return [(-float(part.sum()), len(part)) for part in losses.split(counts)]
 
 
-def best(scores: Scores, normalise: Normalise) -> int:
-    """The most likely candidate: by the whole value, or by that of a token on average (ties: the first).
+def values_of(scores: Scores, normalise: Normalise) -> list[float]:
+    """What candidates are compared by: the whole value, or that of a token on average."""
+    return [value / count if normalise == "mean" else value for value, count in scores]
 
-    What is not a number is never the best; -1 if nothing is a number.
-    """
-    values = [value / count if normalise == "mean" else value for value, count in scores]
-    known = [i for i, value in enumerate(values) if value == value]
-    return max(known, key=lambda i: values[i], default=-1)
+
+def ranked(values: Sequence[float]) -> list[int]:
+    """Candidates, the best first (ties: in their order), without those whose value is not a number."""
+    return sorted((i for i, value in enumerate(values) if value == value), key=lambda i: -values[i])
+
+
+def best(scores: Scores, normalise: Normalise) -> int:
+    """The most likely candidate; -1 if none has a value that is a number."""
+    return next(iter(ranked(values_of(scores, normalise))), -1)
