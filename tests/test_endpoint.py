@@ -125,6 +125,27 @@ def test_refusals_are_never_asked_again(status: int) -> None:
     assert f"{server.address}/chat/completions: status {status}: no, [key] is wrong" == str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"error": "a text"}', "a text"),
+        (b'{"detail": "no such\\n model"}', "no such model"),
+        (b'{"detail": [{"loc": 1}]}', '{"detail": [{"loc": 1}]}'),
+        (b"[1]", "[1]"),
+        (b"", "nothing more was said"),
+        (b"x" * 999, "x" * 300 + " ..."),
+    ],
+)
+def test_what_a_server_says_is_shown_short_and_on_one_line(body: bytes, shown: str) -> None:
+    with (
+        chat_server(lambda request, number: Answer(status=400, body=body)) as server,
+        server.endpoint().open() as client,
+        pytest.raises(EndpointError) as error,
+    ):
+        client.chat(ASKED)
+    assert str(error.value).partition("status 400: ")[2] == shown
+
+
 def test_spent_credit_is_not_waited_for() -> None:
     spent = json.dumps({"error": {"message": "pay first", "code": "insufficient_quota"}}).encode()
     with (

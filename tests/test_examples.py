@@ -36,6 +36,12 @@ PROMISED = {  # what each must print, as patterns
         "not used: .*row 0.*cannot be read",
         r"79.png: .*\(true: It is",
     ],
+    "instruct_from_boxes.py": [
+        "150 records about 150 pictures",
+        r"presence, adversarial +0 +\d+",
+        "human: <image>\n",
+        r"loss \d+\.\d+ at the first steps",
+    ],
     "write_a_connector.py": [r"connector +pooled", "'kind': 'pooled', 'window': 2", "takes 2 places"],
     "write_an_objective.py": [r"captions/language \d", r"questions/focal \d"],
     "evaluate_my_folder.py": [
@@ -44,6 +50,12 @@ PROMISED = {  # what each must print, as patterns
         r"zero-shot/folder\.json",
     ],
     "few_shot_prompts.py": ["random weights", r"0 demonstrations: 0\.\d+ right of 3", "4 demonstrations"],
+    "train_on_documents.py": [
+        r"step +4  loss",
+        r"not used: .*0_0\.png",
+        r"goes on: '.*'  \(true: 'this is",
+    ],
+    "watch_clips.py": [r"step +4  clips \d", r"8 frames: '.*true: 'a", r"20 frames: '"],
     "export_and_load.py": [r"differ by at most \d", "stock transformers: '"],
 }
 

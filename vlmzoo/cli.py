@@ -18,7 +18,6 @@ from vlmzoo.cli_instruct import instruct
 from vlmzoo.config import ConfigError, load_yaml, override, read
 
 app = typer.Typer(
-    help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,6 +45,7 @@ class Layout(str, Enum):
     original = "original"
     original_projector = "original-projector"
     original_lora = "original-lora"
+    openflamingo = "openflamingo"
 
 
 class RowLayout(str, Enum):
@@ -66,9 +66,27 @@ LayoutOptions = Annotated[
         "--option",
         metavar="NAME=VALUE",
         help="An option of the layout: style=mmc4 (interleaved), shard_size=1000 (webdataset, parquet), "
-        "metadata=csv (imagefolder), prompt=... (llava, messages)",
+        "metadata=csv (imagefolder), prompt=... (llava, messages), category=shape (coco)",
     ),
 ]
+
+
+@app.callback()
+def before(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--imports",
+            metavar="FILE",
+            help="A Python file or module of yours that registers parts; repeatable, before the command's name",
+        ),
+    ] = None,
+) -> None:
+    """Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export."""
+    if imports:
+        from vlmzoo.imports import import_parts
+
+        import_parts(imports, "--imports")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -257,6 +275,32 @@ def compare(
 
 
 @app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="For example configs/experiments/llava_connectors.yaml")],
+    overrides: Overrides = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="So many seeds in place of the file's")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time")] = 1,
+    launch: Annotated[
+        str, typer.Option(help="How each run is started, for example 'accelerate launch --num_processes 8'")
+    ] = "",
+    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing more")] = False,
+) -> None:
+    """Compare arms of run files over seeds: trains what is not trained yet, then says what differs and what does not.
+
+    Finished runs are kept, a failed one stops no other. The same command goes on where it stopped; given twice at a
+    time, the two share the work.
+    """
+    from vlmzoo.experiment import conduct
+
+    _quiet()
+    text, files, complete = conduct(file, overrides, seeds, 0 if report_only else workers, launch)
+    print(text)
+    print(f"written to {', '.join(map(str, files))}")
+    if not (complete or report_only):
+        raise SystemExit(1)
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
     image: Annotated[str, typer.Argument(help="A picture file")],
@@ -366,7 +410,8 @@ def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
     to: Annotated[
-        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+        Layout,
+        typer.Option("--to", help="Whose layout: stock transformers', the LLaVA project's, OpenFlamingo's"),
     ] = Layout.transformers,
     base: Annotated[
         str | None,

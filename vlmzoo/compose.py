@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,8 @@ def _start_weights(model: ZooModel, tree: Mapping[str, Any], pretrained: bool) -
         if source:
             _load_part(model, name, str(source))
             starts[name] = str(source)
+    if "language" in starts and getattr(model, "tokens", None) is not None:
+        model.tokens.start_from(model.get_input_embeddings(), model.get_output_embeddings())
     connector = tree.get("connector")
     if isinstance(connector, Mapping) and "from" in connector:
         starts["connector"] = str(connector["from"])
@@ -300,8 +302,11 @@ def _load_heads(model: DualEncoder, source: str) -> None:
 # --- the processor -----------------------------------------------------------------------------------------------
 
 
-def tokenizer_of(source: str | Path) -> Any:
+def tokenizer_of(source: str | Path, added: Sequence[str] = (IMAGE,)) -> Any:
     """A tokenizer with an ``<image>`` token: ``tiny`` (the embedded one), a Hub id or a folder.
+
+    Args:
+        added: tokens that it is to know; those it lacks get the next ids in this order.
 
     Raises:
         ConfigError: no tokenizer there.
@@ -313,8 +318,9 @@ def tokenizer_of(source: str | Path) -> Any:
         raise ConfigError(
             f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"
         ) from None
-    if IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
+    lacking = [token for token in added if token not in tokenizer.get_vocab()]
+    if lacking:
+        tokenizer.add_special_tokens({"extra_special_tokens": lacking}, replace_extra_special_tokens=False)
     return tokenizer
 
 
@@ -325,6 +331,7 @@ def processor_for(
     template_name: str = "short",
     image_fit: str | None = None,
     max_frames: int | None = None,
+    around_image: str | None = None,
 ) -> Processor:
     """The processor that fits a model: its picture size, its number of image tokens, its vocabulary.
 
@@ -333,6 +340,7 @@ def processor_for(
         template_name: of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the tokenizer's own, or a path to a
             .jinja file. image_fit: crop, pad or squash; by the tower if None.
         max_frames: frames of a video that are used, evenly spaced; None uses all.
+        around_image: a token on both sides of every picture in a prompt.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
@@ -351,7 +359,7 @@ def processor_for(
         )
     processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
-        frame_tokens=model.frame_tokens, max_frames=max_frames,
+        frame_tokens=model.frame_tokens, max_frames=max_frames, around_image=around_image,
     )  # fmt: skip
     processor.chat.require_controls(tokenizer)
     return processor

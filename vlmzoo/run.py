@@ -41,10 +41,11 @@ from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
 from vlmzoo.hub.card import run_facts, write_card
+from vlmzoo.imports import import_parts, local_files
 from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
-from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.processor import Processor, ProcessorOptions
 from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
@@ -53,22 +54,8 @@ from vlmzoo.training.trainer import Trainer, log
 
 OWN_FILES = (  # what --fresh removes from a run's folder
     "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
+    "imports",
 )  # fmt: skip
-
-
-class ProcessorOptions(Config):
-    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
-
-    Attributes:
-        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
-        image_fit: crop, pad or squash; by the tower if None.
-        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
-    """
-
-    tokenizer: str = "tiny"
-    template: str = "short"
-    image_fit: Literal["crop", "pad", "squash"] | None = None
-    max_frames: PositiveInt | None = None
 
 
 class StreamOptions(Config):
@@ -124,12 +111,15 @@ class RunConfig(Config):
     """A whole run.
 
     Attributes:
+        imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
+            they register is known. A copy of the files is kept in the run's folder.
         model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
             which only ``vision: {image_size: side}`` may change.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
 
+    imports: list[str] = Field(default_factory=list)
     model: dict[str, Any]
     processor: ProcessorOptions | None = None
     learn: LearnTree
@@ -159,7 +149,9 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
         tree.get("learn"), Mapping
     ):  # so that learn.language.lora.r=8 can be laid over language: 1e-3
         tree["learn"] = {key: as_learn(value) for key, value in tree["learn"].items()}
-    return read(RunConfig, override(tree, assignments or []))
+    tree = override(tree, assignments or [])
+    import_parts(tree.get("imports", []))
+    return read(RunConfig, tree)
 
 
 def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -174,6 +166,7 @@ def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     if "evaluate" not in tree:
         close = nearest("evaluate", tree)
         raise ConfigError(f"{name}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    import_parts(tree.get("imports", []))
     tasks = read(EvaluateOptions, tree["evaluate"], "evaluate").tasks
     if not tasks:
         raise ConfigError(f"{name}: no evaluate.tasks")
@@ -437,6 +430,9 @@ def _take_folder(out: Path, tree: dict[str, Any], fresh: bool, streams: dict[str
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+        for file in local_files(tree["imports"]):
+            (out / "imports").mkdir(exist_ok=True)
+            shutil.copyfile(file, out / "imports" / file.name)
         note_start(out, distributed.world_size(), _device_name())
         for name, stream in streams.items():
             append_quarantine(out / "quarantine.jsonl", stream.data.source.rejected, name)

@@ -82,6 +82,14 @@ class Sees(Protocol):
 
 
 @runtime_checkable
+class Weighs(Protocol):
+    """A model that gives probabilities to many texts after one prompt, which it reads once."""
+
+    def score(self, inputs: Batch, candidates: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
+        """Log-likelihood of each token of every row's texts; inputs are what ``generate`` takes."""
+
+
+@runtime_checkable
 class Aligns(Protocol):
     """A model that puts pictures and texts into one space (contrastive training, retrieval, zero-shot)."""
 

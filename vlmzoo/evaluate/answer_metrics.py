@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from vlmzoo.evaluate.metrics import accuracy, named
 
@@ -125,6 +126,7 @@ _DIGITS_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
 
+@lru_cache(1 << 16)  # the same few answers come again and again
 def vqa_normalise(answer: str) -> str:
     """An answer as the VQA challenge compares it (its public evaluation code; the rules are on visualqa.org).
 
@@ -140,6 +142,24 @@ def vqa_normalise(answer: str) -> str:
         plain = plain.replace(mark, "" if beside or thousands else " ")
     words = (NUMBERS.get(word, word) for word in _PERIOD.sub("", plain).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def names_only(answer: str, right: str, choices: Sequence[str]) -> bool:
+    """Whether an answer of any form names the right one of the choices and no other: content without form.
+
+    Choices are found as whole words, one that lies inside a longer one found there ("left" in "top left") not again.
+    """
+    rest, named = f" {' '.join(re.findall(r'[a-z0-9]+', answer.lower()))} ", set()
+    for choice in sorted(choices, key=len, reverse=True):
+        if f" {choice.lower()} " in rest:
+            named.add(choice)
+            rest = rest.replace(f" {choice.lower()} ", " | ")
+    return named == {right}
+
+
+def is_short(answer: str, choices: Sequence[str]) -> bool:
+    """Whether an answer has the short form: some words, and no more than the longest choice has."""
+    return 0 < len(answer.split()) <= max(len(choice.split()) for choice in choices)
 
 
 def soft_accuracy(answer: str, answers: Sequence[str]) -> float:

@@ -79,6 +79,25 @@ class Dots:
             y += GAP
         return "".join(parts)
 
+    def figure(self, names: Sequence[str], aside: str) -> str:
+        """The drawing as a figure of a page, with a legend of the methods; aside: what the rows are."""
+        told = "; ".join(
+            f"{label}: " + ", ".join(
+                f"{name} {m.text()}" for name, m in zip(names, own, strict=False) if m is not None
+            )
+            for label, own in self.rows
+        )  # fmt: skip
+        keys = "".join(
+            f'<li><svg viewBox="0 0 10 8" class="mark-key" aria-hidden="true"><path fill="var(--s{look % 6})" d="{shape(look, 5, 4, 3.2)}"/>'
+            f"</svg>{esc(name)}</li>"
+            for look, name in enumerate(names[:MOST_METHODS])
+        )
+        return (
+            f'<figure class="chart"><figcaption>At a glance <small>{esc(aside)}; bars: one standard error</small></figcaption>'
+            f'<svg viewBox="0 0 {WIDTH} {self.height:.0f}" role="img" aria-label="{esc(told)}">{self.drawn()}</svg>'
+            f'<ul class="legend">{keys}</ul></figure>'
+        )
+
     @staticmethod
     def _mark(look: int, measure: Measure, x: float, y: float, at: Callable[[float], float]) -> str:
         colour, error = f"var(--s{look % 6})", _error(measure)
@@ -111,24 +130,7 @@ def shape(look: int, x: float, y: float, size: float = 4.0) -> str:
 def dots_figure(found: Comparison) -> str:
     """The main metrics as a figure of the page; empty if there are none."""
     dots = Dots.of(found)
-    if dots is None:
-        return ""
-    told = "; ".join(
-        f"{label}: " + ", ".join(
-            f"{method.name} {m.text()}" for method, m in zip(found.methods, own, strict=False) if m is not None
-        )
-        for label, own in dots.rows
-    )  # fmt: skip
-    keys = "".join(
-        f'<li><svg viewBox="0 0 10 8" class="mark-key" aria-hidden="true"><path fill="var(--s{look % 6})" d="{shape(look, 5, 4, 3.2)}"/>'
-        f"</svg>{esc(method.name)}</li>"
-        for look, method in enumerate(found.methods[:MOST_METHODS])
-    )
-    return (
-        '<figure class="chart"><figcaption>At a glance <small>main metric of each task; bars: one standard error</small></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {dots.height:.0f}" role="img" aria-label="{esc(told)}">{dots.drawn()}</svg>'
-        f'<ul class="legend">{keys}</ul></figure>'
-    )
+    return dots.figure([method.name for method in found.methods], "main metric of each task") if dots else ""
 
 
 def picture_file(title: str, found: Comparison, curves: Sequence[tuple[str, list[Line]]]) -> str:
@@ -136,11 +138,25 @@ def picture_file(title: str, found: Comparison, curves: Sequence[tuple[str, list
     dots = Dots.of(found)
     panels = [("Main metrics", dots.drawn(), dots.height)] if dots else []
     panels += [(name, Panel(placed(lines)).drawn(), float(HEIGHT)) for name, lines in curves[:MOST_PANELS]]
-    legend, top = _legend(found, MARGIN + 30)
+    said = "; ".join(
+        f"{task.title}, {task.main.metric}: "
+        + ", ".join(f"{method.name} {m.text()}" for method, m in zip(found.methods, task.main.measures, strict=True) if m)
+        for task in found.tasks if task.main is not None
+    )  # fmt: skip
+    return sheet(title, said, [method.name for method in found.methods], panels)
+
+
+def sheet(title: str, said: str, names: Sequence[str], panels: Sequence[tuple[str, str, float]]) -> str:
+    """An SVG file: a legend of the methods, below it panels in two columns.
+
+    Args:
+        said: the picture in words. panels: title, SVG and height of each; all are WIDTH wide.
+    """
+    drawn_legend, top = _legend(names, MARGIN + 30)
     heights = [top, top]
     drawn = [
         f'<text class="head" style="font-size:16px" x="{MARGIN}" y="{MARGIN + 8}">{esc(title)}</text>',
-        legend,
+        drawn_legend,
     ]
     for name, inner, height in panels:
         column = heights.index(min(heights))
@@ -149,24 +165,18 @@ def picture_file(title: str, found: Comparison, curves: Sequence[tuple[str, list
         drawn.append(f'<g transform="translate({x} {y + HEAD:.0f})">{inner}</g>')
         heights[column] += HEAD + height + MARGIN
     columns = 1 if heights[1] == top else 2
-    said = "; ".join(
-        f"{task.title}, {task.main.metric}: "
-        + ", ".join(f"{method.name} {m.text()}" for method, m in zip(found.methods, task.main.measures, strict=True) if m)
-        for task in found.tasks if task.main is not None
-    )  # fmt: skip
-    return svg_file(
-        title, said or title, MARGIN + columns * (WIDTH + MARGIN), max(heights) + MARGIN / 2, "".join(drawn)
-    )
+    width = MARGIN + columns * (WIDTH + MARGIN)
+    return svg_file(title, said or title, width, max(heights) + MARGIN / 2, "".join(drawn))
 
 
-def _legend(found: Comparison, y: float) -> tuple[str, float]:
+def _legend(names: Sequence[str], y: float) -> tuple[str, float]:
     """The methods with line and mark, two a row; and where the panels may begin."""
     parts = []
-    for look, method in enumerate(found.methods[:MOST_METHODS]):
+    for look, name in enumerate(names[:MOST_METHODS]):
         x, row = MARGIN + (look % 2) * (WIDTH + MARGIN), y + 17 * (look // 2)
         line = Line("", [], look=look)
         parts.append(f'<path class="curve" {line.stroke} d="M{x} {row:.0f}h28"/>')
         parts.append(f'<path fill="{line.colour}" d="{shape(look, x + 14, row)}"/>')
-        parts.append(f'<text class="ink" x="{x + 36}" y="{row + 4:.0f}">{esc(short(method.name, 60))}</text>')
-    rows = (min(len(found.methods), MOST_METHODS) + 1) // 2
+        parts.append(f'<text class="ink" x="{x + 36}" y="{row + 4:.0f}">{esc(short(name, 60))}</text>')
+    rows = (min(len(names), MOST_METHODS) + 1) // 2
     return "".join(parts), y + 17 * rows + 8

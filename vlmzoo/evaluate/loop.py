@@ -16,8 +16,10 @@ from PIL import Image
 from vlmzoo import distributed
 from vlmzoo.evaluate.predictions import FILE
 from vlmzoo.evaluate.progress import Partial
+from vlmzoo.evaluate.report import write_whole
 
 T = TypeVar("T")
+ROWS = ".rows.jsonl"  # after a task's name
 
 
 @dataclass
@@ -29,7 +31,9 @@ class Result:
         samples: ``{"picture": PIL or path, "question", "truth", "answer", "right"}``, right and wrong ones; of
             documents the picture is the last one and the question the whole prompt. Perhaps also a ``prompt``, the
             text that the model saw, and a ``score``.
-        n: rows judged. curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
+        n: rows judged. judged: of every row ``{"id", "answer", "values": {metric: its value}}``, so that two runs can be
+            compared row by row; a metric that is a mean over rows is the mean of these.
+        curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
             "series": {name: [[x, y] or [x, y, standard error], ...]}, "x", "y", "note"}``. Metrics named
             ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
         predictions: what the model said, a line an answer (see predictions.py). submission: the records that a
@@ -46,6 +50,7 @@ class Result:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     submission: list[dict[str, Any]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    judged: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -101,13 +106,14 @@ def pick_samples(right: Sequence[bool], most: int) -> list[int]:
 
 
 def save_result(folder: str | Path, when: str, result: Result, model: str = "") -> Path:
-    """Write ``results/<when>/<task>.json`` under a run folder, and beside it in a folder of the task's name pictures,
-    ``predictions.jsonl`` and ``submission.json``; returns the json's path."""
+    """Write ``results/<when>/<task>.json`` under a run folder, beside it ``<task>.rows.jsonl`` (what was judged, row by
+    row), and in a folder of the task's name pictures, ``predictions.jsonl`` and ``submission.json``; returns the json's
+    path."""
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
-    tree = asdict(replace(result, samples=[], predictions=[], submission=None))
-    for name in ("predictions", "submission"):
+    tree = asdict(replace(result, samples=[], predictions=[], submission=None, judged=[]))
+    for name in ("predictions", "submission", "judged"):
         del tree[name]
     for number, sample in enumerate(result.samples):
         picture = sample["picture"]
@@ -116,18 +122,16 @@ def save_result(folder: str | Path, when: str, result: Result, model: str = "") 
             picture = f"{result.task}/{number}.png"
         tree["samples"].append({**sample, "picture": picture})
     if result.predictions:
-        _write_whole(pictures / FILE, "".join(json.dumps(line) + "\n" for line in result.predictions))
+        write_whole(pictures / FILE, "".join(json.dumps(line) + "\n" for line in result.predictions))
     if result.submission is not None:
-        _write_whole(pictures / "submission.json", json.dumps(result.submission))
+        write_whole(pictures / "submission.json", json.dumps(result.submission))
+    lines = target / f"{result.task}{ROWS}"
+    lines.unlink(missing_ok=True)  # those of an earlier evaluation
+    if result.judged:
+        write_whole(lines, "".join(json.dumps(_plain(row)) + "\n" for row in result.judged))
     file = target / f"{result.task}.json"
-    _write_whole(file, json.dumps(_plain({**tree, "when": when, "model": model}), indent=1))
+    write_whole(file, json.dumps(_plain({**tree, "when": when, "model": model}), indent=1))
     return file
-
-
-def _write_whole(file: Path, text: str) -> None:
-    building = file.with_suffix(".tmp")
-    building.write_text(text, encoding="utf-8")
-    building.replace(file)
 
 
 def _plain(tree: Any) -> Any:

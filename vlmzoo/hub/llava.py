@@ -90,10 +90,10 @@ def export(model: VisionLM, processor: Processor, folder: str | Path) -> Path:
     stock_config(model).save_pretrained(folder)
     _stock_processor(model, processor).save_pretrained(folder)
     ends = {
-        "bos_token_id": processor.tokenizer.bos_token_id,
-        "eos_token_id": processor.tokenizer.eos_token_id,
+        f"{name}_token_id": getattr(processor.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
-    GenerationConfig(**ends, pad_token_id=processor.tokenizer.pad_token_id).save_pretrained(folder)
+    never = [model.config.image_token_id]  # as in our generate
+    GenerationConfig(**ends, suppress_tokens=never).save_pretrained(folder)
     return folder
 
 

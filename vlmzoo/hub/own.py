@@ -32,7 +32,7 @@ def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
         ConfigError: broken or missing files, a misspelt key, missing, unexpected or mis-shaped tensors, a tokenizer that
             does not fit the model.
     """
-    tree = _tree(folder)
+    tree = config_of(folder)
     known = {schema.model_type: (model, schema) for model, schema in CLASSES.values()}
     kind = str(tree.get("model_type"))
     if kind not in known:
@@ -62,7 +62,12 @@ def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
     return model, processor
 
 
-def _tree(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """The mapping in a folder's config.json.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
     try:
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -115,6 +115,8 @@ class ZooModel(PreTrainedModel):
         tree = getattr(self.config, name, None)
         if isinstance(tree, Mapping):
             return str(tree["kind"])
+        if isinstance(tree, list):
+            return f"{len(tree)} rows"
         return str(getattr(tree, "kind", getattr(tree, "model_type", "parameter")))
 
     def table(self) -> str:

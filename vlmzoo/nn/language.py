@@ -78,6 +78,11 @@ def layer_width(language_config: PreTrainedConfig) -> int:
     return int(language_config.get_text_config().hidden_size)
 
 
+def positions_in(cache: Any) -> int:
+    """How many positions a cache holds; 0 for none."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 @contextmanager
 def head_only_at(language: PreTrainedModel, positions: Tensor) -> Iterator[None]:
     """Inside, the output head sees only the hidden states at ``positions`` (booleans [B, T]).

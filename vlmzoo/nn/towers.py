@@ -15,15 +15,20 @@ from vlmzoo.config import ConfigError, nearest, readable
 
 @dataclass(frozen=True)
 class TowerKind:
-    """One family of transformers towers.
+    """One family of transformers towers, or of a tower that is registered with transformers' Auto classes.
 
     Attributes:
-        config: name of its config class in transformers.
+        config: its config class, or the name of one of transformers' own.
         leading: tokens before the patches (a CLS token).
     """
 
-    config: str
+    config: str | type[PreTrainedConfig]
     leading: int = 0
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        """The class that ``config`` is or names."""
+        return getattr(transformers, self.config) if isinstance(self.config, str) else self.config
 
 
 def read_tower(
@@ -39,7 +44,7 @@ def read_tower(
     Raises:
         ConfigError: unknown fields (with the nearest), wrong types, impossible sizes.
     """
-    cls = getattr(transformers, kind.config)
+    cls = kind.config_class
     known = (
         {f.name for f in fields(cls)}
         | set(getattr(cls, "attribute_map", {}))

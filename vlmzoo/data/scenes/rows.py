@@ -13,6 +13,7 @@ from vlmzoo.data.scenes.chance import keyed, pick
 from vlmzoo.data.scenes.draw import blank, check_styles, draw, style_of
 from vlmzoo.data.scenes.noise import NOISES, check_noises, wrong_caption
 from vlmzoo.data.scenes.parts import Row, image_part, question_truth, scene_truth, text_part
+from vlmzoo.data.scenes.replies import FORMS, sentence
 from vlmzoo.data.scenes.text import (
     FORMAT_PROMPT,
     KINDS,
@@ -61,6 +62,7 @@ class Scenes(Numbered):
             what its kind needs: two objects for "relation", repeated colours or shapes for "colour_count" and
             "shape_count", a sign for "text".
         format_prompt: whether the (first) question is followed by the request for a short answer.
+        answers: "short" ones, a word or a phrase, or the same said as a "sentence"; `truth` keeps the short one.
         style: how pictures are drawn, a name of STYLES; of several, each row draws its own.
         signs: the share of scenes that hold a sign with a short text, which captions then name and questions may
             ask for. In "labels" it is a mere distraction.
@@ -84,6 +86,7 @@ class Scenes(Numbered):
         pictures: str = "drawn",
         turns: int = 8,
         format_prompt: bool = False,
+        answers: str = "short",
         detail: str = "any",
         kinds: Sequence[str] | None = None,
         style: str | Sequence[str] = "plain",
@@ -93,7 +96,9 @@ class Scenes(Numbered):
     ) -> None:
         objects = (1, 1) if rows == "labels" else (objects[0], objects[-1])
         super().__init__(split, length, seed)
-        check_names(rows=(rows, ROWS), pictures=(pictures, PICTURES), detail=(detail, DETAILS))
+        check_names(
+            rows=(rows, ROWS), pictures=(pictures, PICTURES), detail=(detail, DETAILS), answers=(answers, FORMS)
+        )  # fmt: skip
         check_least(length=(length, 1 + (pictures == "swapped")), size=(size, 8), turns=(turns, 1))
         if not 0 <= signs <= 1:
             raise ValueError(f"signs is {signs}; it is a share from 0 to 1")
@@ -101,12 +106,13 @@ class Scenes(Numbered):
         check_layout(objects, grid, sign=signs > 0 or asks_for_text)
         if asks_for_text and rows == "dialogue" and not signs:
             raise ValueError("kinds holds text, but signs is 0: no conversation could ask for it")
-        _check_use(rows, detail != "any", kinds is not None, noise > 0)
+        _check_use(rows, detail != "any", kinds is not None, noise > 0, answers != "short")
         if detail == "relation" and objects[1] < 2:
             raise ValueError(f"detail is relation, but objects is {objects}: it takes two to be related")
         self.rows, self.pictures, self.size, self.turns = rows, pictures, size, turns
         self.objects, self.grid, self.format_prompt, self.detail = objects, grid, format_prompt, detail
         self.styles, self.signs, self.noise = check_styles(style), signs, noise
+        self.answers = answers
         self.noise_kinds = check_noises(noise, noise_kinds, objects[1])
         self.kinds = _check_kinds(kinds, objects[1], signs)
 
@@ -190,7 +196,8 @@ class Scenes(Numbered):
         parts = [image_part("user")]
         for number, question in enumerate(asked):
             prompt = f"\n{FORMAT_PROMPT}" if self.format_prompt and number == 0 else ""
-            parts += [text_part("user", question.question + prompt), text_part("assistant", question.answer)]
+            answer = sentence(question) if self.answers == "sentence" else question.answer
+            parts += [text_part("user", question.question + prompt), text_part("assistant", answer)]
         return parts
 
 
@@ -210,12 +217,13 @@ _SAYINGS: dict[str, tuple[tuple[str | int, ...], Callable[[Scene], list[str]]]] 
 }
 
 
-def _check_use(rows: str, detail: bool, kinds: bool, noise: bool) -> None:
+def _check_use(rows: str, detail: bool, kinds: bool, noise: bool, sentences: bool) -> None:
     """Refuse what rows cannot show, rather than leave it out silently."""
     for what, given, users in (
         ("detail", detail, ("captions",)),
         ("noise", noise, ("captions",)),
         ("kinds", kinds, ("vqa", "dialogue")),
+        ("answers", sentences, ("vqa", "dialogue")),
     ):
         if given and rows not in users:
             raise ValueError(f"{what} is for rows {' or '.join(users)}; these are {rows}")

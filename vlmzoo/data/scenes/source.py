@@ -65,6 +65,7 @@ class ScenesConfig(SceneConfig):
     pictures: str = "drawn"
     turns: int = 8
     format_prompt: bool = False
+    answers: str = "short"
     detail: str = "any"
     kinds: tuple[str, ...] | None = None
     style: str | tuple[str, ...] = "plain"

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.loop import Result, over_ranks, pick_samples
-from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, device_of, merged_by_file, sample, truth_of
+from vlmzoo.evaluate.tasks.base import (
+    Job,
+    Task,
+    TaskConfig,
+    device_of,
+    judged,
+    merged_by_file,
+    sample,
+    truth_of,
+)
 from vlmzoo.evaluate.tasks.classes import check_groups, class_names, classification, labels_of
 from vlmzoo.processing.processor import Processor, join_pictures
 from vlmzoo.types import Aligns, Row, move
@@ -114,7 +123,8 @@ class ZeroShot(Task):
             sample(job.rows[i], job.root, "which class?", classes[labels[i]], said[i], right[i])
             for i in pick_samples(right, self.config.samples)
         ]
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, {"accuracy": right}, answers=said)
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
 
 class ZeroShotConfig(TaskConfig):

@@ -7,13 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from vlmzoo.evaluate import metrics
-from vlmzoo.evaluate.answer_metrics import soft_accuracy, vqa_normalise, yes_no_statistics, yes_or_no
+from vlmzoo.evaluate.answer_metrics import (
+    is_short,
+    names_only,
+    soft_accuracy,
+    vqa_normalise,
+    yes_no_statistics,
+    yes_or_no,
+)
 from vlmzoo.evaluate.loop import Result, pick_samples
 from vlmzoo.evaluate.tasks.base import (
     Job,
     SpeakingConfig,
     Task,
     answered,
+    judged,
     question_of,
     sample,
     truth_of,
@@ -35,6 +43,12 @@ class Vqa(Task):
         bare = next((row["id"] for row in rows if not accepted_of(row)), None)
         if bare is not None:
             raise self.refuse("data", f"row {bare!r} has no answer to compare with")
+        if self.config.form:
+            bare = next(
+                (row["id"] for row in rows if not {"answer", "choices"} <= truth_of(row).keys()), None
+            )
+            if bare is not None:
+                raise self.refuse("form", f"row {bare!r} knows no answer with its choices")
         return rows
 
     def judge(self, job: Job) -> Result:
@@ -62,11 +76,28 @@ class Vqa(Task):
                 row["soft"] = metrics.mean([s for s, own in zip(soft, kinds, strict=True) if own == kind])[0]
             table.append({**row, **({"swapped": other[kind][0]} if other else {})})
             found |= metrics.named(f"accuracy_{kind}", (value, stderr))
+        values: dict[str, Sequence[float | bool]] = {"accuracy": right, **self._form(answers, job.rows)}
+        for name in [name for name in values if name != "accuracy"]:
+            found |= metrics.named(name, metrics.mean([float(value) for value in values[name]]))
+            for kind, own in metrics.by_group([bool(value) for value in values[name]], kinds).items():
+                found |= metrics.named(f"{name}_{kind}", own[:2])
         samples = [
             sample(job.rows[i], job.root, question_of(job.rows[i]), accepted_of(job.rows[i])[0], answers[i], right[i])
             for i in pick_samples(right, self.config.samples)
         ]  # fmt: skip
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, values, kinds, answers)
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
+
+    def _form(self, answers: Sequence[str], rows: Sequence[Row]) -> dict[str, list[bool]]:
+        """What is said and how, each by itself, if that is asked for."""
+        if not self.config.form:
+            return {}
+        truths = [truth_of(row) for row in rows]
+        pairs = list(zip(answers, truths, strict=True))
+        return {
+            "content": [names_only(answer, truth["answer"], truth["choices"]) for answer, truth in pairs],
+            "short_form": [is_short(answer, truth["choices"]) for answer, truth in pairs],
+        }
 
 
 def accepted_of(row: Row) -> list[str]:
@@ -118,10 +149,13 @@ class VqaConfig(SpeakingConfig):
 
     Attributes:
         swap: also ask with the pictures of other rows.
+        form: also tell what was said from how: ``content`` (of the choices, the right one is named and no other, in
+            whatever form) and ``short_form`` (no longer than the longest choice). Rows know their ``choices``.
     """
 
     kind: Literal["vqa"] = "vqa"
     swap: bool = True
+    form: bool = False
 
     def build(self, name: str) -> Vqa:
         """The task."""
@@ -164,7 +198,8 @@ class YesNo(Task):
             sample(job.rows[i], job.root, question_of(job.rows[i]), truths[i], said[i], right[i])
             for i in pick_samples(right, self.config.samples)
         ]
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, {"accuracy": right}, answers=said)
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
 
 def _truth(row: Row) -> str | None:

@@ -269,6 +269,21 @@ def references_of(row: Row) -> list[str]:
     return list(dict.fromkeys(str(text) for text in found if text))
 
 
+def judged(
+    rows: Sequence[Row],
+    values: Mapping[str, Sequence[float | bool]],
+    groups: Sequence[str] = (),
+    answers: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """A result's ``judged``: each row's value of every metric, with groups also under ``<metric>_<group>``."""
+    found: list[dict[str, Any]] = []
+    for i, row in enumerate(rows):
+        own = {name: float(of[i]) for name, of in values.items()}
+        own |= {f"{name}_{groups[i]}": value for name, value in own.items()} if groups else {}
+        found.append({"id": row["id"], **({"answer": answers[i]} if answers else {}), "values": own})
+    return found
+
+
 def question_of(row: Row) -> str:
     """The last thing a row's user says."""
     asked = [part["text"] for part in row["parts"] if part["role"] == "user" and part["type"] == "text"]

@@ -14,6 +14,7 @@ from vlmzoo.evaluate.tasks.base import (
     SpeakingConfig,
     Task,
     answered,
+    judged,
     merged_by_file,
     references_of,
     sample,
@@ -63,7 +64,8 @@ class Captioning(Task):
             sample(job.rows[i], job.root, self.config.prompt or "", references[i][0], captions[i], right[i])
             for i in pick_samples(right, self.config.samples)
         ]
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, {"exact_match": right}, answers=captions)
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
     def _asked(self, row: Row) -> Row:
         pictures = [part for part in row["parts"] if part["type"] != "text"]

@@ -22,7 +22,7 @@ from vlmzoo.evaluate.tasks.documents import (
     read_document,
     references_of_query,
 )
-from vlmzoo.evaluate.tasks.scoring import Choice, Scores, choice_scores
+from vlmzoo.evaluate.tasks.scoring import Choice, Normalise, choice_scores, ranked, values_of
 from vlmzoo.evaluate.tasks.support import SHOTS, RandomChoice, Support, orders
 from vlmzoo.types import Row, RowError
 
@@ -168,13 +168,13 @@ class FewShot(Task):
         """The most likely choice of every row, and what its scores are worth."""
         options = [[str(choice) for choice in row["truth"]["choices"]] for row in job.rows]
         scores = self._scores(job, asked, options, part)
-        chosen = [max(_known(row), key=row.__getitem__, default=-1) for row in scores]
-        answers = [texts[i] if i >= 0 else "" for texts, i in zip(options, chosen, strict=True)]
+        order = [ranked(row) for row in scores]
+        answers = [texts[own[0]] if own else "" for texts, own in zip(options, order, strict=True)]
         values = self._judged(job.rows, answers)
         if self.config.top is not None:
             values[f"accuracy_top{self.config.top}"] = [
-                float(any(self._is_right(row, texts[i]) for i in _top(own, self.config.top)))
-                for row, texts, own in zip(job.rows, options, scores, strict=True)
+                float(any(self._is_right(row, texts[i]) for i in own[: self.config.top]))
+                for row, texts, own in zip(job.rows, options, order, strict=True)
             ]
         if self.config.positive is not None:
             values["roc_auc"] = self._separation(job.rows, options, scores)
@@ -191,9 +191,10 @@ class FewShot(Task):
             prompts = [prompt.ordered(own[number]) for prompt, own in zip(asked, by_row, strict=True)]
             order = f"{part}_order_{number}" if number else part
             found = choice_scores(
-                job, self._choices(job.rows, prompts, options), self.config.batch_size, order, self.config.template, end=False
+                job, self._choices(job.rows, prompts, options), self.config.batch_size, order, self.config.template, False,
+                self.config.normalise,
             )  # fmt: skip
-            kept.append([self._normalised(row) for row in found])
+            kept.append([values_of(row, self.config.normalise) for row in found])
         return [
             [sum(values) / len(kept) for values in zip(*own, strict=True)] for own in zip(*kept, strict=True)
         ]
@@ -210,10 +211,6 @@ class FewShot(Task):
             )
             for row, prompt, texts in zip(rows, prompts, options, strict=True)
         ]
-
-    def _normalised(self, scores: Scores) -> list[float]:
-        mean = self.config.normalise == "mean"
-        return [value / count if mean else value for value, count in scores]
 
     def _judged(self, rows: Sequence[Row], answers: Sequence[str]) -> Values:
         """The metric's values of every row."""
@@ -289,14 +286,6 @@ def _lines(
     return lines
 
 
-def _known(scores: Sequence[float]) -> list[int]:
-    return [i for i, value in enumerate(scores) if value == value]
-
-
-def _top(scores: Sequence[float], count: int) -> list[int]:
-    return sorted(_known(scores), key=lambda i: -scores[i])[:count]
-
-
 def _softmax(scores: Sequence[float]) -> list[float]:
     return torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
 
@@ -317,7 +306,8 @@ class FewShotConfig(SpeakingConfig):
             most similar last (RICES: Flamingo, appendix B.1.4).
         seed: random examples, and orders of them, are a function of (seed, row).
         mode: generate an answer, or take the most likely of ``truth["choices"]``.
-        normalise: in mode likelihood, compare the candidates' whole log-likelihood or that of a token on average.
+        normalise: in mode likelihood, compare the candidates' whole log-likelihood (sum), that of a token on average
+            (mean), or what the prompt adds to it (pmi).
         permutations: in mode likelihood, average over so many orders of the examples (6 in Flamingo).
         classes: names that labels count; the data set's own by default.
         metric: exact (accuracy), vqa (soft accuracy against annotators' answers) or captions (CIDEr-D, ROUGE-L).
@@ -336,7 +326,7 @@ class FewShotConfig(SpeakingConfig):
     choose: Literal["random", "similar"] = "random"
     seed: int = 0
     mode: Literal["generate", "likelihood"] = "generate"
-    normalise: Literal["sum", "mean"] = "sum"
+    normalise: Normalise = "sum"
     permutations: PositiveInt = 1
     classes: list[str] | None = None
     metric: Literal["exact", "vqa", "captions"] = "exact"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.loop import Result, pick_samples
-from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, question_of, sample, truth_of
+from vlmzoo.evaluate.tasks.base import Job, Task, TaskConfig, judged, question_of, sample, truth_of
 from vlmzoo.evaluate.tasks.classes import (
     check_groups,
     class_names,
@@ -15,7 +15,7 @@ from vlmzoo.evaluate.tasks.classes import (
     group_accuracy,
     labels_of,
 )
-from vlmzoo.evaluate.tasks.scoring import Choice, best, choice_scores
+from vlmzoo.evaluate.tasks.scoring import Choice, Normalise, best, choice_scores
 from vlmzoo.processing.response_formats import Format, format_text, with_format
 from vlmzoo.types import Part, Row
 
@@ -53,8 +53,9 @@ class Likelihood(Task):
         options = [classes or [str(choice) for choice in row["truth"]["choices"]] for row in job.rows]
         choices = [self._choice(job, row, texts) for row, texts in zip(job.rows, options, strict=True)]
         scores = choice_scores(
-            job, choices, self.config.batch_size, "scores", self.config.template, self.config.score_end
-        )
+            job, choices, self.config.batch_size, "scores", self.config.template, self.config.score_end,
+            self.config.normalise,
+        )  # fmt: skip
         chosen = [best(row, self.config.normalise) for row in scores]
         labels = (
             labels_of(self, job.rows, classes) if by_class
@@ -70,7 +71,8 @@ class Likelihood(Task):
                    options[i][chosen[i]] if chosen[i] >= 0 else "", right[i])
             for i in pick_samples(right, self.config.samples)
         ]  # fmt: skip
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, {"accuracy": right})
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
     def _choice(self, job: Job, row: Row, texts: Sequence[str]) -> Choice:
         """What the model is shown, and how each candidate is written after it."""
@@ -131,8 +133,8 @@ class LikelihoodConfig(TaskConfig):
         candidate: how a candidate is written, ``{}`` for its name; by default the name, or after a bare picture the
             data set's first class template.
         prompt: ask this, with the row's pictures, instead of what the row asks.
-        normalise: compare the candidates' whole log-likelihood (sum), or that of a token on average (mean), which
-            does not favour short ones.
+        normalise: compare the candidates' whole log-likelihood (sum), that of a token on average (mean), which does
+            not favour short ones, or what the row adds to it (pmi), which does not favour frequent ones.
         score_end: the end of the answer counts as a token.
         groups: fields of ``truth`` to give accuracy by, and the worst group's. template: how turns are written.
         format: as of tasks that generate.
@@ -142,7 +144,7 @@ class LikelihoodConfig(TaskConfig):
     classes: list[str] | None = None
     candidate: str | None = None
     prompt: str | None = None
-    normalise: Literal["sum", "mean"] = "sum"
+    normalise: Normalise = "sum"
     score_end: bool = True
     groups: list[str] = []
     template: str | None = None
