@@ -273,7 +273,7 @@ CONTRASTIVE = {
         ({"model": {"preset": "llava-tiny", "connector": "mpl"}}, "connector.kind: no connector 'mpl'; did you mean 'mlp'?"),
         ({"model": {"from": "no/such/folder"}}, "no folder 'no/such/folder'"),
         ({"processor": {"template": "shirt"}}, "no template 'shirt'; did you mean 'short'?"),
-        ({"processor": {"tokenizer": "no/such/folder"}}, "tokenizer: cannot read 'no/such/folder'"),
+        ({"processor": {"tokenizer": "no/such/folder"}}, "tokenizer: no folder 'no/such/folder'"),
         ({"learn": {"conector": 1e-3}}, "learn.conector: names no parameter of the model; did you mean 'connector'?"),
         ({"streams": {}}, "streams: names no stream"),
         ({"streams": CONTRASTIVE}, "stream 'pairs' needs a model that Aligns; VisionLM offers Speaks"),

@@ -125,6 +125,27 @@ def test_refusals_are_never_asked_again(status: int) -> None:
     assert f"{server.address}/chat/completions: status {status}: no, [key] is wrong" == str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"error": "a text"}', "a text"),
+        (b'{"detail": "no such\\n model"}', "no such model"),
+        (b'{"detail": [{"loc": 1}]}', '{"detail": [{"loc": 1}]}'),
+        (b"[1]", "[1]"),
+        (b"", "nothing more was said"),
+        (b"x" * 999, "x" * 300 + " ..."),
+    ],
+)
+def test_what_a_server_says_is_shown_short_and_on_one_line(body: bytes, shown: str) -> None:
+    with (
+        chat_server(lambda request, number: Answer(status=400, body=body)) as server,
+        server.endpoint().open() as client,
+        pytest.raises(EndpointError) as error,
+    ):
+        client.chat(ASKED)
+    assert str(error.value).partition("status 400: ")[2] == shown
+
+
 def test_spent_credit_is_not_waited_for() -> None:
     spent = json.dumps({"error": {"message": "pay first", "code": "insufficient_quota"}}).encode()
     with (
@@ -234,6 +255,18 @@ def test_an_endpoint_that_only_fails_is_given_up() -> None:
     ):
         list(client.chat_all((number, said(number)) for number in range(50)))
     assert len(server.requests) == 3
+
+
+def test_failures_between_answers_do_not_add_up() -> None:
+    def script(request: dict[str, Any], number: int) -> Answer:
+        return Answer("too long", 400) if number % 3 else Answer("well")
+
+    with (
+        chat_server(script) as server,
+        server.endpoint(concurrency=1, patience=3).open() as client,
+    ):
+        found = list(client.chat_all((number, said(number)) for number in range(12)))
+    assert [isinstance(reply, Reply) for _, reply in found] == [True, False, False] * 4
 
 
 def test_stopping_waits_for_those_under_way_and_begins_no_other() -> None:

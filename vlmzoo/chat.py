@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vlmzoo.config import Config, nearest_file
 from vlmzoo.evaluate.loop import evaluating
+from vlmzoo.models.base import within
 from vlmzoo.processing.image import open_image
 from vlmzoo.processing.processor import Processor
 from vlmzoo.processing.text import IMAGE, is_jinja, template
@@ -330,9 +331,7 @@ class Conversation:
 
     def _room(self, used: int) -> int:
         """Positions left for an answer."""
-        config = self.model.config.get_text_config()
-        known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-        positions = next((number for number in known if number), None)
+        positions = within(None, self.model)
         if positions is None:
             return self.options.max_new_tokens
         if used >= positions:

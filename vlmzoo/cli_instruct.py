@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -24,46 +24,53 @@ class Boxes(str, Enum):
     xyxy = "xyxy"
 
 
+Sources = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="SOURCE ...",
+        help="COCO json files of the same pictures (captions, instances), a jsonl file, or a folder of 'vlmzoo scenes "
+        "--layout coco'",
+    ),
+]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        help="With commas: conversation, detail and reasoning (by a model; all three where an endpoint is named), rules "
+        "(without one)"
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="An OpenAI-compatible endpoint, for example http://localhost:8000/v1")
+]
+Price = Annotated[
+    str | None, typer.Option(help="Money for a million prompt and a million completion tokens: 0.15,0.60")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other setting, for example rules.padded=true; repeatable"
+    ),
+]
+
+
 def instruct(
-    source: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SOURCE ...",
-            help="COCO json files of the same pictures (captions, instances), a jsonl file, or a folder of "
-            "'vlmzoo scenes --layout coco'",
-        ),
-    ],
+    source: Sources,
     out: Annotated[Path, typer.Option(help="The LLaVA json to write; replies and report go beside it")],
-    kinds: Annotated[
-        str | None,
-        typer.Option(
-            help="conversation, detail and reasoning (by a model), rules (without one); with commas. Without an "
-            "endpoint rules, with one the other three"
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible endpoint, for example http://localhost:8000/v1")
-    ] = None,
+    kinds: Kinds = None,
+    base_url: Address = None,
     model: Annotated[str | None, typer.Option(help="The model's name there")] = None,
     key_env: Annotated[
-        str | None, typer.Option(help="The variable that holds the key [OPENAI_API_KEY]")
+        str | None, typer.Option(help="The variable that holds its key; OPENAI_API_KEY by default")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="The folder of the pictures")] = None,
     boxes: Annotated[Boxes, typer.Option(help="What the boxes of a jsonl file are")] = Boxes.fractions,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures")] = None,
-    price: Annotated[
-        str | None, typer.Option(help="Money for a million prompt and a million completion tokens: 0.15,0.60")
-    ] = None,
+    price: Price = None,
     budget: Annotated[float | None, typer.Option(help="Stop asking once this much is spent")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A file with any of the settings, prompts among them")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any other, for example rules.padded=true; repeatable"
-        ),
-    ] = None,
+    settings: Settings = None,
 ) -> None:
     """Write instruction data about pictures from their captions and boxes, by rules or by a text model elsewhere.
 
@@ -84,7 +91,8 @@ def instruct(
     tree = {"kinds": ["conversation", "detail", "reasoning"] if tree.get("endpoint") else ["rules"], **tree}
     options = read(Instruct, tree, "instruct")
     records = read_annotated(source, images, boxes.value)
-    with _progress() as progress, _stopping() as stop:
+    asking = _stopping() if options.asked else nullcontext(threading.Event())
+    with _progress() as progress, asking as stop:
         report = write_instruct(records, out, options, progress, stop)
     typer.echo(report.text())
     typer.echo("\n" + "\n".join(f"{name}: {path}" for name, path in report.files.items()))
@@ -97,14 +105,14 @@ def instruct(
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A line for the terminal, from the first reply on."""
+    """A line for the terminal, once something is done."""
     from tqdm import tqdm
 
     bars: list[Any] = []
 
     def show(done: int, total: int) -> None:
         if not bars:
-            bars.append(tqdm(total=total, unit="reply"))
+            bars.append(tqdm(total=total))
         bars[0].update(done - bars[0].n)
 
     try:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
 from vlmzoo import registry
-from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config
+from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config, readable
 from vlmzoo.hub import projector
 from vlmzoo.models.base import ZooModel, read_weights
 from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -60,7 +60,7 @@ def build(
         dtype: of all parameters; float32 by default.
         changes: parts and fields laid over the source: a mapping, a kind's name, or for a tower a Hub id or folder
             (its sizes and its weights are taken). ``connector: {"from": path}`` starts the connector from a projector
-            file of the LLaVA project, or from a folder of ours (whose connector's kind and sizes are taken).
+            (file, folder or Hub id) of the LLaVA project, or from a folder of ours (whose connector's kind and sizes are taken).
 
     Raises:
         ConfigError: wrong names, unknown keys, sizes that do not fit; with path, value and the nearest valid thing.
@@ -139,7 +139,7 @@ def _published_connector(source: str) -> dict[str, Any]:
 
 def _kind_of(source: str, name: str, guess: str) -> str:
     try:
-        published, _ = PreTrainedConfig.get_config_dict(located(source))
+        published, _ = PreTrainedConfig.get_config_dict(readable(source, f"{name}.from"))
     except OSError as error:
         raise ConfigError(
             f"{name}.from: cannot read {source!r}: {' '.join(str(error).split())[:200]}"
@@ -197,6 +197,8 @@ def _start_weights(model: ZooModel, tree: Mapping[str, Any], pretrained: bool) -
         if source:
             _load_part(model, name, str(source))
             starts[name] = str(source)
+    if "language" in starts and getattr(model, "tokens", None) is not None:
+        model.tokens.start_from(model.get_input_embeddings(), model.get_output_embeddings())
     connector = tree.get("connector")
     if isinstance(connector, Mapping) and "from" in connector:
         starts["connector"] = str(connector["from"])
@@ -218,7 +220,7 @@ def is_zoo_folder(source: str | Path) -> bool:
 
 
 def _load_part(model: ZooModel, name: str, source: str) -> None:
-    part, source = getattr(model, name), located(source)
+    part, source = getattr(model, name), readable(source, f"{name}.from")
     if is_zoo_folder(source):
         weights = _plain_weights(source, name)
         # A tied weight is saved under one of its names only.
@@ -245,7 +247,7 @@ def _load_connector(model: ZooModel, source: str) -> None:
         weights = _plain_weights(source, "connector")
     else:
         raise ConfigError(
-            f"connector.from: {source!r} is no file or folder with a projector ({', '.join(projector.FILES)}) "
+            f"connector.from: {source!r} is no file, folder or Hub id with a projector ({', '.join(projector.FILES)}) "
             "and no folder of vlmzoo"
         )
     _put(model.connector, weights, "connector", source)
@@ -263,7 +265,7 @@ def _put(part: torch.nn.Module, weights: Mapping[str, torch.Tensor], name: str, 
 def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
     try:
         weights = read_weights(source, f"{name}.")
-    except (FileNotFoundError, KeyError) as error:
+    except (FileNotFoundError, KeyError, SafetensorError) as error:
         raise ConfigError(f"{name}.from: {error.args[0]}") from None
     if any(is_lora(f"{name}.{key}") for key in weights):
         raise ConfigError(
@@ -300,22 +302,25 @@ def _load_heads(model: DualEncoder, source: str) -> None:
 # --- the processor -----------------------------------------------------------------------------------------------
 
 
-def tokenizer_of(source: str | Path) -> Any:
+def tokenizer_of(source: str | Path, added: Sequence[str] = (IMAGE,)) -> Any:
     """A tokenizer with an ``<image>`` token: ``tiny`` (the embedded one), a Hub id or a folder.
+
+    Args:
+        added: tokens that it is to know; those it lacks get the next ids in this order.
 
     Raises:
         ConfigError: no tokenizer there.
     """
+    folder = TINY_TOKENIZER if str(source) == "tiny" else readable(source, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            TINY_TOKENIZER if str(source) == "tiny" else located(source)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"
         ) from None
-    if IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
+    lacking = [token for token in added if token not in tokenizer.get_vocab()]
+    if lacking:
+        tokenizer.add_special_tokens({"extra_special_tokens": lacking}, replace_extra_special_tokens=False)
     return tokenizer
 
 
@@ -326,6 +331,7 @@ def processor_for(
     template_name: str = "short",
     image_fit: str | None = None,
     max_frames: int | None = None,
+    around_image: str | None = None,
 ) -> Processor:
     """The processor that fits a model: its picture size, its number of image tokens, its vocabulary.
 
@@ -334,6 +340,7 @@ def processor_for(
         template_name: of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the tokenizer's own, or a path to a
             .jinja file. image_fit: crop, pad or squash; by the tower if None.
         max_frames: frames of a video that are used, evenly spaced; None uses all.
+        around_image: a token on both sides of every picture in a prompt.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
@@ -343,26 +350,36 @@ def processor_for(
     fit = image_fit or ("squash" if siglip else "crop")
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
     transform = ImageTransform(model.vision.image_size, fit, mean, std)  # type: ignore[arg-type]
-    rows = model.config.get_text_config().vocab_size
-    highest = max(tokenizer.get_vocab().values())
+    check_vocabulary(model, tokenizer)
     if isinstance(model, DualEncoder):
-        if highest >= rows and tokenizer.convert_tokens_to_ids(IMAGE) < highest:
-            raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
         length = model.config.text.max_position_embeddings
         pads = model.config.text.kind == "siglip"
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
-    if highest >= rows:
-        raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
-    if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:
-        own = tokenizer.convert_tokens_to_ids(IMAGE)
-        raise ConfigError(
-            f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
-        )
     processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
-        frame_tokens=model.frame_tokens, max_frames=max_frames,
+        frame_tokens=model.frame_tokens, max_frames=max_frames, around_image=around_image,
     )  # fmt: skip
     processor.chat.require_controls(tokenizer)
     return processor
+
+
+def check_vocabulary(model: ZooModel, tokenizer: Any) -> None:
+    """Refuse a tokenizer that writes ids that a model has no row for, or another id in the place of a picture.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    rows = model.config.get_text_config().vocab_size
+    highest, image = max(tokenizer.get_vocab().values()), tokenizer.convert_tokens_to_ids(IMAGE)
+    if isinstance(model, DualEncoder):
+        if highest >= rows and image < highest:
+            raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
+        return
+    if highest >= rows:
+        raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
+    if image != model.config.image_token_id:
+        raise ConfigError(
+            f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {image}"
+        )

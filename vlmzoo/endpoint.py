@@ -297,8 +297,9 @@ class Client:
 
     def _shown(self, text: str) -> str:
         """What a server said, short and on one line."""
-        with suppress(ValueError, LookupError, TypeError, RecursionError):
-            error = json.loads(text)["error"]
+        with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            tree = json.loads(text)
+            error = tree.get("error") or tree["detail"]  # OpenAI's, and that of servers made with FastAPI
             text = error if isinstance(error, str) else str(error["message"])
         line = " ".join(text.encode("utf-8", "replace").decode().split())
         return (line[:300] + " ..." if len(line) > 300 else line) or "nothing more was said"

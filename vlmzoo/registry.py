@@ -31,10 +31,17 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "clip-vit-l-14": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14", "OpenAI CLIP ViT-L/14, 428 M"),
         "clip-vit-l-14-336": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14_336", "OpenAI CLIP ViT-L/14 at 336 px, 428 M"),
         "siglip-b-16": Entry("vlmzoo.models.dual_encoder:siglip_b_16", "SigLIP base, patch 16 at 224 px, 203 M"),
-        "llava-tiny": Entry("vlmzoo.models.vision_lm:llava_tiny", "LLaVA shape that learns the scenes on a laptop"),
-        "llava-1.5-7b": Entry("vlmzoo.models.vision_lm:llava_1_5_7b", "LLaVA-1.5 on Vicuna 7B, 7.06 B"),
-        "llava-1.5-13b": Entry("vlmzoo.models.vision_lm:llava_1_5_13b", "LLaVA-1.5 on Vicuna 13B, 13.35 B"),
-        "flamingo-tiny": Entry("vlmzoo.models.vision_lm:flamingo_tiny", "Flamingo shape: Perceiver Resampler, gated cross-attention"),
+        "llava-tiny": Entry("vlmzoo.models.presets:llava_tiny", "LLaVA shape that learns the scenes on a laptop"),
+        "llava-1.5-7b": Entry("vlmzoo.models.presets:llava_1_5_7b", "LLaVA-1.5 on Vicuna 7B, 7.06 B"),
+        "llava-1.5-13b": Entry("vlmzoo.models.presets:llava_1_5_13b", "LLaVA-1.5 on Vicuna 13B, 13.35 B"),
+        "flamingo-tiny": Entry("vlmzoo.models.flamingo:flamingo_tiny", "Flamingo shape: Perceiver Resampler, gated cross-attention"),
+        "flamingo-3b": Entry("vlmzoo.models.flamingo:flamingo_3b", "Flamingo-3B's shape on Pythia 1.4B, 3.2 B"),
+        "flamingo-9b": Entry("vlmzoo.models.flamingo:flamingo_9b", "Flamingo-9B's shape on Granite 3.1 8B, 10.6 B"),
+        "flamingo-80b": Entry("vlmzoo.models.flamingo:flamingo_80b", "Flamingo-80B's shape on Llama 2 70B, 78 B"),
+        "openflamingo-3b": Entry("vlmzoo.models.flamingo:openflamingo_3b", "OpenFlamingo on MPT-1B's shape"),
+        "openflamingo-4b": Entry("vlmzoo.models.flamingo:openflamingo_4b", "OpenFlamingo on RedPajama-INCITE 3B"),
+        "openflamingo-9b": Entry("vlmzoo.models.flamingo:openflamingo_9b", "OpenFlamingo on MPT-7B"),
+        "idefics-9b": Entry("vlmzoo.models.flamingo:idefics_9b", "Idefics-9B's shape: Llama 7B, CLIP ViT-H/14, 8.9 B"),
     },
     "visions": {
         "clip": Entry("vlmzoo.nn.vision:CLIP", "CLIP vision transformer"),
@@ -45,7 +52,7 @@ _TABLES: dict[str, dict[str, Entry]] = {
     "connectors": {
         "mlp": Entry("vlmzoo.nn.connectors.mlp:MlpConfig", "two-layer MLP, token by token (LLaVA-1.5); depth says how many layers"),
         "linear": Entry("vlmzoo.nn.connectors.linear:LinearConfig", "one linear layer, token by token (LLaVA)"),
-        "identity": Entry("vlmzoo.nn.connectors.identity:IdentityConfig", "none: a tower as wide as the language model"),
+        "identity": Entry("vlmzoo.nn.connectors.identity:IdentityConfig", "none: a tower as wide as the language model, or gated cross-attention (Idefics without a resampler)"),
         "perceiver": Entry("vlmzoo.nn.connectors.perceiver:PerceiverConfig", "Perceiver Resampler: any pictures or frames to a fixed number of tokens (Flamingo)"),
     },
     "fusions": {
@@ -56,9 +63,9 @@ _TABLES: dict[str, dict[str, Entry]] = {
         name: Entry("vlmzoo.nn.language:CAUSAL_LM", about)
         for name, about in (
             ("llama", "Llama, Vicuna and kin"), ("mistral", "Mistral"), ("qwen2", "Qwen 2 and 2.5"), ("qwen3", "Qwen 3"),
-            ("gemma", "Gemma"), ("gemma2", "Gemma 2"), ("phi", "Phi 1 and 2"), ("smollm3", "SmolLM 3"),
+            ("gemma", "Gemma"), ("gemma2", "Gemma 2"), ("gemma3_text", "Gemma 3"), ("phi", "Phi 1 and 2"), ("smollm3", "SmolLM 3"),
             ("olmo2", "OLMo 2"), ("gpt2", "GPT-2"), ("gpt_neox", "GPT-NeoX, Pythia, RedPajama"), ("opt", "OPT"),
-            ("gptj", "GPT-J"), ("mpt", "MPT"),
+            ("gptj", "GPT-J"), ("mpt", "MPT"), ("granite", "Granite 3"),
         )
     },
     "objectives": {

@@ -24,13 +24,16 @@ from vlmzoo.config import (
     override,
     part_of,
     read,
+    readable,
+    together,
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.documents import DocumentCollate, DocumentOptions
-from vlmzoo.data.features import CacheOptions, cache_features
-from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
+from vlmzoo.data.features import CacheOptions, cache_features, in_memory
+from vlmzoo.data.group import order_of
+from vlmzoo.data.mix import MicroBatches, append_quarantine, read_quarantine
+from vlmzoo.data.sources import Source
 from vlmzoo.evaluate.loop import Result, save_result, text_table
-from vlmzoo.evaluate.predictions import Predictions
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
 from vlmzoo.evaluate.report import refresh as write_report
@@ -39,10 +42,10 @@ from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.imports import import_parts, local_files
-from vlmzoo.models.base import ZooModel
+from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
-from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.processor import Processor, ProcessorOptions
 from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
@@ -55,30 +58,17 @@ OWN_FILES = (  # what --fresh removes from a run's folder
 )  # fmt: skip
 
 
-class ProcessorOptions(Config):
-    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
-
-    Attributes:
-        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
-        image_fit: crop, pad or squash; by the tower if None.
-        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
-    """
-
-    tokenizer: str = "tiny"
-    template: str = "short"
-    image_fit: Literal["crop", "pad", "squash"] | None = None
-    max_frames: PositiveInt | None = None
-
-
 class StreamOptions(Config):
     """One stream.
 
     Attributes:
         batch_size: rows of one optimiser step, over all processes and micro-batches.
         weight: lambda_m. weights: of the objective's named terms.
-        max_length: longest sample in tokens. template: the processor's own if None.
+        max_length: longest sample in tokens, at the most the model's positions. template: the processor's own if None.
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
+        group: rows of one step are alike: all with pictures or all without (``modality``, LLaVA's recipe), or of like
+            ``length`` in words. For padded batches; packed ones need neither.
         cache: keep encoded rows in memory, for small data seen many times; or ``{features: FOLDER}``: what the frozen
             tower makes of every picture is kept there, and training reads it in the place of pictures.
         format: what form of answer is asked for, on a line after each row's first question: short_answer,
@@ -95,22 +85,18 @@ class StreamOptions(Config):
     max_length: PositiveInt | None = None
     template: str | None = None
     pack_length: PositiveInt | None = None
+    group: Literal["modality", "length"] | None = None
     cache: bool | CacheOptions = False
     format: Format = "none"
     documents: DocumentOptions | None = None
 
     @model_validator(mode="after")
     def _cached_stays(self) -> StreamOptions:
-        if self.in_memory and self.documents is not None and self.documents.draws:
+        if in_memory(self.cache) and self.documents is not None and self.documents.draws:
             raise ValueError(
                 "cache keeps what the first visit drew; documents.window and .next draw anew at each"
             )
         return self
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether encoded rows are kept in memory."""
-        return self.cache.memory if isinstance(self.cache, CacheOptions) else self.cache
 
 
 class EvaluateOptions(Config):
@@ -129,7 +115,7 @@ class RunConfig(Config):
         imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
             they register is known. A copy of the files is kept in the run's folder.
         model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
-            which only ``vision: {image_size: side}`` may change.
+            which only ``vision: {image_size: side}`` may change; ``quantization: nf4`` loads its language model in few bits.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
@@ -204,11 +190,16 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
         )  # fmt: skip
+    quantization = tree.pop("quantization", None)
     side = _new_side(tree, str(source), config.learn)
+    if side is not None and quantization is not None:
+        raise ConfigError(
+            "model.vision.image_size: cannot change under quantization, whose run ends as adapters"
+        )
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
-    model, processor = load(source)
+    model, processor = load(source, quantization=quantization)
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
@@ -271,29 +262,47 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    words = format_text(stream.format)
+    words, longest = format_text(stream.format), within(stream.max_length, model)
     if stream.documents is None:
-        return LanguageCollate(processor, stream.max_length, stream.template, pack_length, words)
+        return LanguageCollate(processor, longest, stream.template, pack_length, words)
     if words:
         raise ConfigError(f"streams.{name}.format: {stream.format!r}; documents ask no questions")
     if stream.documents.next and getattr(model.fusion, "in_prompt", True):
         raise ConfigError(
             f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
         )
-    return DocumentCollate(processor, stream.documents, stream.max_length, stream.template, pack_length)
+    return DocumentCollate(processor, stream.documents, longest, stream.template, pack_length)
 
 
 def _can_pack(model: ZooModel) -> bool:
     return isinstance(model, VisionLM) and model.fusion.in_prompt and keeps_segments_apart(model.language)
 
 
-def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> dict[str, Stream]:
+def open_sources(config: RunConfig) -> dict[str, Source]:
+    """The data of every stream, before the model takes its time.
+
+    Raises:
+        ConfigError: all that cannot be read, and a folder to go on from that is not there.
+    """
+    base = config.model.get("from")
+    works = {name: options.data.open for name, options in config.streams.items()}
+    found = together({"": lambda: base and readable(str(base), "model.from"), **works})
+    return {name: found[name] for name in works}
+
+
+def make_streams(
+    config: RunConfig, model: ZooModel, processor: Processor, sources: Mapping[str, Source] | None = None
+) -> dict[str, Stream]:
     """The run's streams for this process.
+
+    Args:
+        sources: of :func:`open_sources`, which is called if there are none.
 
     Raises:
         ConfigError: a batch smaller than the shares it is cut into, or data that cannot be read.
     """
     streams = {}
+    sources = sources or open_sources(config)
     pieces = config.trainer.micro_batches * distributed.world_size()
     quarantine = Path(config.out) / "quarantine.jsonl"
     for name, options in config.streams.items():
@@ -302,11 +311,13 @@ def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> di
                 f"streams.{name}.batch_size: {options.batch_size} rows cannot be cut into {config.trainer.micro_batches} "
                 f"micro-batches on {distributed.world_size()} processes"
             )
-        source = options.data.open()
+        source = sources[name]
         objective = _built(options.objective, model, f"streams.{name}")
         data = MicroBatches(
-            source, collate_of(options, name, objective, model, processor), Order(config.seed, name, len(source)),
-            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.in_memory,
+            source, collate_of(options, name, objective, model, processor),
+            order_of(config.seed, name, source, options.batch_size, pieces, options.group),
+            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine,
+            in_memory(options.cache),
         )  # fmt: skip
         streams[name] = Stream(name, data, objective, options.weight, options.weights)
     return streams
@@ -338,25 +349,6 @@ def evaluate(
     return found
 
 
-def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
-    """Score answers in words without a model; the result is written under ``out``.
-
-    Args:
-        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
-            :class:`Predictions`.
-
-    Raises:
-        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
-    """
-    if name not in tasks:
-        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
-    folder = out / "results" / when / name if out is not None else None
-    result = tasks[name].build(name).rescore(Predictions(answers), folder)
-    if out is not None:
-        save_result(out, when, result, str(answers))
-    return result
-
-
 def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     """A run from start to end, going on from its newest checkpoint if it has one.
 
@@ -376,11 +368,12 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     if not fresh:
         _refuse_another_run(out, tree)
+    sources = open_sources(config)
     torch.manual_seed(config.seed)
     model, processor = starting_model(config)
     if config.trainer.activation_checkpointing:
         model.checkpoint_activations()
-    streams = make_streams(config, model, processor)
+    streams = make_streams(config, model, processor, sources)
     check_tasks(model, config.evaluate.tasks)
 
     def judge(when: str) -> dict[str, Result]:
@@ -392,10 +385,9 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
         evaluate=lambda step: _numbers(judge(f"step-{step}")),
         evaluate_every=config.evaluate.every,
     )  # fmt: skip
-    for name, options in config.streams.items():
-        if isinstance(options.cache, CacheOptions):
-            with trainer.accelerator.autocast():
-                cache_features(name, streams[name].data, options.cache, model)
+    with trainer.accelerator.autocast():
+        for name, options in config.streams.items():
+            cache_features(name, streams[name].data, options.cache, model)
     _take_folder(out, tree, fresh, streams)  # only now: whatever was wrong has left no trace
     if distributed.is_main():
         log.info("\n" + model.table())
@@ -464,7 +456,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
     """Save the model (of adapters on a saved model only what learnt), its processor and its card; say what was left
     out of the data."""
     if distributed.is_main():
-        if base is not None and model.config.lora:
+        if base is not None and (model.config.lora or getattr(model, "is_quantized", False)):
             _save_adapter(out, model, base)
         else:
             for name in (adapter.FACTS, adapter.TENSORS):  # of an earlier run with adapters
@@ -486,7 +478,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
 def _save_adapter(out: Path, model: ZooModel, base: str) -> None:
     """What learnt, in this run or in the one whose adapters it went on with."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    names |= {name for part in model.config.lora for name in model.adapter_parameters(part)}
+    names |= {name for part in model.config.lora or {} for name in model.adapter_parameters(part)}
     folder = Path(located(base))
     if adapter.is_adapter(folder):
         names |= set(adapter.facts_of(folder)["tensors"])

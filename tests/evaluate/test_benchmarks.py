@@ -18,9 +18,10 @@ from tests.helpers import vision_lm
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.evaluate.loop import Result, save_result
 from vlmzoo.evaluate.predictions import Predictions
+from vlmzoo.evaluate.rescoring import rescore
 from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.processing.response_formats import OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE
-from vlmzoo.run import evaluate, rescore
+from vlmzoo.run import evaluate
 
 
 def task(data: dict[str, Any], **options: Any) -> Any:
@@ -194,6 +195,23 @@ def test_mmbench_without_answers_gives_a_table(tmp_path: Path) -> None:
         "index": "241", "question": "What is it?", "A": "cat", "B": "dog", "C": "fox", "prediction": "B",
     }  # fmt: skip
     assert result.submission[1]["question"] == "Look at the sky.\nIs it night?"
+
+
+def test_mmbench_refuses_options_with_gaps_and_broken_pictures(tmp_path: Path) -> None:
+    data = files.mmbench(tmp_path)
+    with Path(data["path"]).open("a") as table:
+        table.write("243\tWhat?\t\tcat\t\tfox\t\tA\tanimals\t241\tfine\n")
+        table.write(
+            f"244\tWhat?\t\tcat\tdog\t\t\tC\tanimals\t241\tfine\n245\tWhat?\t\ta\tb\t\t\tA\tx\t{'*' * 99}\ty\n"
+        )
+        table.write("246\tWhat?\t\ta\tb\t\t\tA\tx\t999\ty\n")
+    source = read_part("datasets", data).open()
+    assert len(source) == 2 and source[0]["images"][0]["bytes"] == source[1]["images"][0][
+        "bytes"
+    ] == files.png(5)
+    reasons = dict(source.rejected)
+    assert reasons["243"].startswith("an option stands behind an empty one") and "no base64" in reasons["245"]
+    assert reasons["244"] == "the answer 'C' is none of A, B" and reasons["246"] == "no picture"
 
 
 def test_seed_bench_by_letter_and_by_likelihood(tmp_path: Path) -> None:

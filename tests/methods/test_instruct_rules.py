@@ -192,7 +192,9 @@ def check_caption(picture: Annotated, question: str, answer: str) -> None:
 
 
 def check_detail(picture: Annotated, question: str, answer: str) -> None:
-    caption = next((text for text in picture.captions if answer.startswith(text.rstrip("."))), None)
+    caption = next(
+        (text for text in picture.captions if answer.startswith(text.rstrip(".").capitalize())), None
+    )
     assert caption is not None
     rest = answer[len(caption.rstrip(".")) + 2 :]
     counts, *places = re.split(r"(?<=\.) ", rest)
@@ -278,7 +280,7 @@ def test_negatives_take_turns_and_yes_and_no_are_balanced() -> None:
         here = [one for one in rounds_of(picture) if one.kind == "presence"]
         found.update(one.negative or "present" for one in here)
     absent = sum(found.values()) - found["present"]
-    assert 0.85 < absent / found["present"] <= 1
+    assert 0.9 < absent / found["present"] <= 1  # a picture with nearly everything has too few absent ones
     assert all(found[how] > 40 for how in ("random", "popular", "adversarial"))
 
 
@@ -354,6 +356,8 @@ def test_boxes_too_small_for_the_decimals_are_not_written() -> None:
 def test_wrong_options_are_told() -> None:
     with pytest.raises(ConfigError, match=r"rules\.negatives"):
         read(Rules, {"negatives": ["popularr"]}, "rules")
+    with pytest.raises(ConfigError, match=r"rules\.forms: wanted at least one name, each of them once"):
+        read(Rules, {"forms": ["short", "short"]}, "rules")
     with pytest.raises(ConfigError, match="did you mean 'ratio'"):
         read(Rules, {"ration": 2}, "rules")
 

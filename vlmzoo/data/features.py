@@ -220,8 +220,13 @@ class FeatureCache:
             ) from None
 
 
-def cache_features(name: str, data: Any, options: CacheOptions, model: Any) -> None:
-    """Fill a stream's cache, and let its batches hold features in the place of pixels.
+def in_memory(options: bool | CacheOptions) -> bool:
+    """Whether encoded rows are kept in memory."""
+    return options.memory if isinstance(options, CacheOptions) else options
+
+
+def cache_features(name: str, data: Any, options: bool | CacheOptions, model: Any) -> None:
+    """Fill a stream's cache of features if it has one, and let its batches hold them in the place of pixels.
 
     Args:
         name: of the stream, for messages. data: its ``MicroBatches``. model: frozen and placed as it will train.
@@ -229,6 +234,8 @@ def cache_features(name: str, data: Any, options: CacheOptions, model: Any) -> N
     Raises:
         ConfigError: a model or a stream without precomputed features, a tower that learns, a full disk.
     """
+    if not isinstance(options, CacheOptions):
+        return
     where = f"streams.{name}.cache.features"
     tower = getattr(model, "parts", dict)().get("vision")
     if not isinstance(model, Sees) or tower is None or not hasattr(data.collate, "features"):

@@ -49,12 +49,14 @@ class Order:
         """The row at a position counted from the start of the run."""
         epoch, place = divmod(position, self.rows)
         if epoch not in self._epochs:
-            self._epochs[epoch] = np.random.default_rng(key_of(self.seed, self.stream, epoch)).permutation(
-                self.rows
-            )
+            self._epochs[epoch] = self.arranged(epoch)
             while len(self._epochs) > self.KEPT:
                 self._epochs.popitem(last=False)
         return int(self._epochs[epoch][place])
+
+    def arranged(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch, each once."""
+        return np.random.default_rng(key_of(self.seed, self.stream, epoch)).permutation(self.rows)
 
     def replacement(self, position: int, attempt: int) -> int:
         """The row that stands in when the row at ``position`` is bad, for the given attempt (from 1)."""

@@ -57,8 +57,8 @@ def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfi
         raise ConfigError(
             f"vision.cls: a {config.kind} tower has no CLS token, so {config.cls!r} is impossible"
         )
-    layers = config.num_hidden_layers
     for layer in feature_layers(config):
+        layers = config.num_hidden_layers
         if not -layers - 1 <= layer <= -1:
             raise ConfigError(
                 f"vision.feature_layer: {layer}; a tower of {layers} layers has -{layers} to -1, "

@@ -5,17 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
+from vlmzoo.config import Config
 from vlmzoo.processing.image import ImageTransform, frames_of, open_image
 from vlmzoo.processing.jinja import JinjaTemplate, chat_of
 from vlmzoo.processing.text import IMAGE, Segment, SegmentTokenizer, Template
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
+
+
+class ProcessorOptions(Config):
+    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
+
+    Attributes:
+        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: as :class:`Processor`'s.
+        image_fit: crop, pad or squash; by the tower if None.
+        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
+    """
+
+    tokenizer: str = "tiny"
+    template: str = "short"
+    image_fit: Literal["crop", "pad", "squash"] | None = None
+    max_frames: PositiveInt | None = None
 
 
 class Processor(ProcessorMixin):
@@ -29,6 +46,7 @@ class Processor(ProcessorMixin):
         max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
         template: how turns are written: a name of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the chat
             template that the tokenizer brings along, or a path to a .jinja file.
+        around_image: a token that stands on both sides of every picture in a prompt (Idefics), None for none.
         max_length: longest text of a dual encoder, in tokens; padding always goes to it if ``pad_to_max``.
     """
 
@@ -43,8 +61,10 @@ class Processor(ProcessorMixin):
         pad_to_max: bool = False,
         frame_tokens: int = 0,
         max_frames: int | None = None,
+        around_image: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.around_image = around_image
         self.image_tokens = image_tokens
         self.frame_tokens = frame_tokens
         self.max_frames = max_frames
@@ -58,7 +78,8 @@ class Processor(ProcessorMixin):
         jinja = own.jinja(tokenizer.bos_token or "", tokenizer.eos_token or "")
         super().__init__(image_processor, tokenizer, chat_template=chat_template or jinja)
         self.transform = ImageTransform.of(image_processor)
-        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens, frame_tokens)
+        around = None if around_image is None else tokenizer.convert_tokens_to_ids(around_image)
+        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens, frame_tokens, around)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds: the stock block and the plain numbers."""
@@ -100,6 +121,7 @@ class Processor(ProcessorMixin):
             pad_to_max=self.pad_to_max,
             frame_tokens=self.frame_tokens if frame_tokens is None else frame_tokens,
             max_frames=max_frames or self.max_frames,
+            around_image=self.around_image,
         )
 
     @property
@@ -294,7 +316,9 @@ class Processor(ProcessorMixin):
                     raise ValueError(
                         f"text {number} has {one.count(IMAGE)} {IMAGE} places and {len(pictures)} pictures"
                     )
-            expanded = [one.replace(IMAGE, IMAGE * self.image_tokens) for one in texts]
+            around = self.around_image or ""
+            place = around + IMAGE * self.image_tokens + around
+            expanded = [one.replace(IMAGE, place).replace(around + around, around) for one in texts]
             where = bool(kwargs.get("return_offsets_mapping"))  # asked for label masks
             special = kwargs.get("add_special_tokens", False)
             encoded = self.tokenizer(expanded, add_special_tokens=special, return_offsets_mapping=where)
@@ -303,7 +327,7 @@ class Processor(ProcessorMixin):
                 longest = data["input_ids"].shape[1]
                 rows = encoded["offset_mapping"]
                 places["offset_mapping"] = [[(0, 0)] * (longest - len(row)) + row for row in rows]
-                places["text_replacement_offsets"] = [self._expansions(one) for one in texts]
+                places["text_replacement_offsets"] = list(map(self._expansions, texts, expanded))
         elif texts:
             data.update(self.texts(texts))
         flat = [picture for pictures in nested for picture in pictures]
@@ -313,15 +337,10 @@ class Processor(ProcessorMixin):
         batch.update(places)
         return batch
 
-    def _expansions(self, text: str) -> list[dict[str, tuple[int, int]]]:
+    def _expansions(self, text: str, expanded: str) -> list[dict[str, tuple[int, int]]]:
         """Where every ``<image>`` of a text stands, before and after it is written ``image_tokens`` times."""
-        width = len(IMAGE) * self.image_tokens
-        starts = [match.start() for match in re.finditer(IMAGE, text)]
-        moved = [start + number * (width - len(IMAGE)) for number, start in enumerate(starts)]
-        return [
-            {"span": (start, start + len(IMAGE)), "new_span": (new, new + width)}
-            for start, new in zip(starts, moved, strict=True)
-        ]
+        before, after = re.finditer(IMAGE, text), re.finditer(IMAGE * self.image_tokens, expanded)
+        return [{"span": old.span(), "new_span": new.span()} for old, new in zip(before, after, strict=True)]
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
         """Text of ids, control tokens left out unless asked for."""

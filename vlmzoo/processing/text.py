@@ -285,12 +285,21 @@ class SegmentTokenizer:
     Args:
         tokenizer: of transformers, fast. image_token_id: written ``image_tokens`` times for one picture.
         frame_tokens: how many times more for every further frame of a video.
+        around_image: an id on both sides of every picture, once between neighbours (Idefics).
     """
 
     CACHE = 1 << 16  # texts; questions repeat, and tokenising is most of a tiny model's data time
 
-    def __init__(self, tokenizer: Any, image_token_id: int, image_tokens: int, frame_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_token_id: int,
+        image_tokens: int,
+        frame_tokens: int = 0,
+        around_image: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.around_image = [] if around_image is None else [around_image]
         self.image_token_id = image_token_id
         self.image_tokens = image_tokens
         self.frame_tokens = frame_tokens
@@ -373,8 +382,9 @@ class SegmentTokenizer:
                 ids, before = self._joined_ids(members, before)
                 yield ids, supervised, kind
             elif kind == "image":
-                for member in members:
-                    yield [self.image_token_id] * self.width(member.frames), False, kind
+                for number, member in enumerate(members):
+                    ids = [self.image_token_id] * self.width(member.frames)
+                    yield [*([] if number else self.around_image), *ids, *self.around_image], False, kind
                 before = ""
             else:
                 token = self.tokenizer.bos_token_id if kind == "bos" else self.tokenizer.eos_token_id

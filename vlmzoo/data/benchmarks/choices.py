@@ -144,7 +144,10 @@ def _is_copy(index: str) -> bool:
 
 def _options(line: Mapping[str, str]) -> dict[str, Any]:
     """Options and the number of the right one (None in a test file); raises RowError where it is none of them."""
-    choices = [line[letter] for letter in "ABCDEFGH" if line.get(letter)]
+    texts = [line.get(letter) or "" for letter in "ABCDEFGH"]
+    choices = list(filter(None, texts))
+    if any(texts[len(choices) :]):
+        raise RowError(f"an option stands behind an empty one: {texts}")
     return {
         "choices": choices,
         "right": letter_number(line["answer"], choices) if line.get("answer") else None,

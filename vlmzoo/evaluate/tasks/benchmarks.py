@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,7 @@ from vlmzoo.evaluate.tasks.base import (
     SpeakingConfig,
     Task,
     answered,
+    judged,
     question_of,
     sample,
     truth_of,
@@ -82,7 +84,8 @@ class Graded(Task):
             for i in pick_samples(right, self.config.samples)
         ]
         whole = metrics.named(self.metric, scorers.share(grades))
-        return Result(self.name, whole | found, table, samples, len(rows))
+        lines = judged(rows, {self.metric: grades}, answers=answers)
+        return Result(self.name, whole | found, table, samples, len(rows), judged=lines)
 
     def shown(self, row: Row) -> str:
         """The right answer, for people."""
@@ -266,11 +269,10 @@ class Options(Graded):
             if self.config.circular:
                 vanilla = metrics.accuracy([right[i] for i in first.values()])
                 result.metrics |= metrics.named("accuracy_vanilla", vanilla)
-            turns = [names.count(name) if self.config.circular else 1 for name in first]
-            chances = [
-                round(len(truth_of(row)["choices"]) ** turn) for row, turn in zip(rows, turns, strict=True)
-            ]
-            result.metrics |= metrics.chance(chances)
+            turns = Counter(names)
+            result.metrics |= metrics.chance(
+                [len(truth_of(row)["choices"]) ** turns[name] for name, row in zip(first, rows, strict=True)]
+            )
         else:
             result = Result(self.name, {}, n=len(rows))
         result.metrics["unanswered"] = metrics.accuracy([letter is None for letter in letters])[0]

@@ -40,7 +40,7 @@ class Instruct(Config):
             replies have cost so much. limit: only the first pictures.
     """
 
-    kinds: tuple[AnyKind, ...] = Field(default=("rules",), min_length=1)
+    kinds: tuple[AnyKind, ...] = ("rules",)
     endpoint: Endpoint | None = None
     prompts: dict[Kind, Prompt] = {}
     rules: Rules = Rules()
@@ -51,8 +51,8 @@ class Instruct(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Instruct:
-        if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"kinds names one twice: {', '.join(self.kinds)}")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kinds names none, or one twice: {', '.join(self.kinds)}")
         if self.asked and self.endpoint is None:
             raise ValueError(
                 f"{', '.join(self.asked)}: asked of a model, and no endpoint is named; rules needs none"
@@ -84,8 +84,8 @@ def write_instruct(
     files appear whole, also when the run is stopped: they then hold what there is so far.
 
     Args:
-        records: the pictures. out: the json file. options: what to write. progress: called with (requests done, requests
-            in all). stop: once set no further request is begun.
+        records: the pictures. out: the json file. options: what to write. progress: called with (done, in all) of requests, or
+            of pictures where none is asked. stop: once set no further request is begun.
 
     Raises:
         ConfigError: ``out`` is no ``.json``, or a file that no run of this wrote; another process writes these replies.
@@ -111,7 +111,7 @@ def write_instruct(
         if log is not None:
             report.passed_over = list(log.passed_over)
             failures = _ask(pictures, options, log, report, progress, stop or threading.Event())
-        _write(records, pictures, options, log, failures, report)
+        _write(records, pictures, options, log, failures, report, None if options.asked else progress)
     return report
 
 
@@ -128,13 +128,15 @@ def _ask(
 ) -> dict[str, str]:
     """Ask for every reply that is not in the log; returns what went wrong with single requests, by key."""
     assert options.endpoint is not None
-    wanted = [(picture, kind) for picture in pictures for kind in options.asked]
-    missing = [pair for pair in wanted if _key(*pair, options) not in log]
-    requests = ((pair, options.prompt(pair[1]).messages(pair[0])) for pair in missing)
+    missing: list[tuple[Annotated, Kind]] = []
     spent = [0, 0]
-    for picture, kind in wanted:
-        if (key := _key(picture, kind, options)) in log:
-            _add(spent, log[key])
+    for picture in pictures:
+        for kind in options.asked:
+            if (key := _key(picture, kind, options)) in log:
+                _add(spent, log[key])
+            else:
+                missing.append((picture, kind))
+    requests = ((pair, options.prompt(pair[1]).messages(pair[0])) for pair in missing)
 
     def stop_at_budget() -> None:
         if options.budget is not None and (report.cost(spent) or 0) >= options.budget:
@@ -181,11 +183,13 @@ def _write(
     log: ReplyLog | None,
     failures: Mapping[str, str],
     report: Report,
+    progress: Progress | None,
 ) -> None:
     """All files from what is known now: a pure function of source, options and replies."""
     writer = _Writer(options, log, failures, report, Absent(records.pictures))
     with (
-        _whole(report.files["data"]) as data,
+        _whole(report.files["data"]) as data,  # takes its name last, so the report is always beside it
+        _whole(report.files["report"]) as summary,
         _whole(report.files["rejected"]) as rejected,
         ExitStack() as after,
     ):
@@ -199,7 +203,7 @@ def _write(
 
         for name, reason in records.rejected:
             refuse(name, "source", Refused("source record", reason))
-        for picture in pictures:
+        for number, picture in enumerate(pictures, 1):
             for kind in options.kinds:
                 judged = writer.by_rules(picture) if kind == "rules" else writer.by_model(picture, kind)
                 if judged.rounds:
@@ -207,11 +211,11 @@ def _write(
                     report.keep(kind, judged.rounds)
                 for refused in judged.refused:
                     refuse(picture.id, kind, refused)
+            if progress is not None:
+                progress(number, len(pictures))
         with data.open("w", encoding="utf-8") as file:
             items.copy_into(file)
-    with _whole(report.files["report"]) as summary:
-        settings = options.model_dump(mode="json", exclude={"prompts"})
-        tree = {**report.tree(), "options": settings}
+        tree = {**report.tree(), "options": options.model_dump(mode="json")}
         summary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

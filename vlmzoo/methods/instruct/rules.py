@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vlmzoo.config import Config
 from vlmzoo.data.scenes.chance import keyed, pick, shuffled
@@ -57,15 +58,22 @@ class Rules(Config):
             sees it, not of the picture. decimals: of them.
     """
 
-    kinds: tuple[RuleKind, ...] = Field(default=KINDS, min_length=1)
-    forms: tuple[Form, ...] = Field(default=("short", "letter", "sentence"), min_length=1)
-    negatives: tuple[Negative, ...] = Field(default=("random", "popular", "adversarial"), min_length=1)
+    kinds: tuple[RuleKind, ...] = KINDS
+    forms: tuple[Form, ...] = ("short", "letter", "sentence")
+    negatives: tuple[Negative, ...] = ("random", "popular", "adversarial")
     questions: int = Field(default=16, ge=1)
     seed: int = 0
     margin: float = Field(default=0.1, gt=0, lt=1)
     ratio: float = Field(default=2.0, gt=1)
     padded: bool = False
     decimals: int = Field(default=2, ge=1, le=6)
+
+    @field_validator("kinds", "forms", "negatives")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) < len(names):
+            raise ValueError("wanted at least one name, each of them once")
+        return names
 
 
 @dataclass(frozen=True)
@@ -101,17 +109,21 @@ def write_rounds(picture: Annotated, rules: Rules, absent: Absent) -> list[Round
     """
     if rules.padded and not (picture.width and picture.height):
         raise RowError("boxes of the padded square need the picture's width and height")
-    written: dict[RuleKind, list[Round]] = {}
-    for kind in rules.kinds:
-        rng = keyed(rules.seed, picture.id, kind)
-        written[kind] = list(islice(MAKERS[kind](picture, rules, absent, rng), rules.questions))
-    kept: dict[RuleKind, int] = dict.fromkeys(written, 0)
-    for _ in range(rules.questions):  # the kind that has the fewest so far
-        open_kinds = [kind for kind in written if kept[kind] < len(written[kind])]
-        if not open_kinds:
-            break
-        kept[min(open_kinds, key=kept.__getitem__)] += 1
-    return [one for kind in rules.kinds for one in written[kind][: kept[kind]]]
+    makers = [
+        MAKERS[kind](picture, rules, absent, keyed(rules.seed, picture.id, kind)) for kind in rules.kinds
+    ]
+    rounds = islice(_in_turn(makers), rules.questions)
+    return sorted(rounds, key=lambda one: rules.kinds.index(one.kind))  # type: ignore[arg-type]
+
+
+def _in_turn(makers: Sequence[Iterator[Round]]) -> Iterator[Round]:
+    """One of each, and again, until all are empty; no more are written than are taken."""
+    waiting = deque(makers)
+    while waiting:
+        maker = waiting.popleft()
+        for one in islice(maker, 1):
+            waiting.append(maker)
+            yield one
 
 
 def _formed(kind: str, fact: Fact, rules: Rules, rng: random.Random) -> Round:
@@ -138,6 +150,8 @@ def presence(picture: Annotated, rules: Rules, absent: Absent, rng: random.Rando
     for number, category in enumerate(shuffled(rng, sorted(picture.categories))):
         how = rules.negatives[(turn + number) % len(rules.negatives)]
         other = absent.choose(picture, how, category, taken, rng)
+        if other is None:  # as POPE's own generator does
+            how, other = "random", absent.choose(picture, "random", category, taken, rng)
         pair = [_is_there(category, counts.get(category, 2), "")]
         if other is not None:
             taken.append(other)
@@ -272,7 +286,7 @@ def detail(picture: Annotated, rules: Rules, absent: Absent, rng: random.Random)
     """A caption, how many there are of everything, and where the largest ones are."""
     if not picture.categories:
         return
-    said = [_ended(pick(rng, picture.captions))] if picture.captions else []
+    said = [capital(_ended(pick(rng, picture.captions)))] if picture.captions else []
     counts = picture.counts()
     groups = [counted(number, category) for category, number in counts.items()]
     groups += [f"some {plural(category)}" for category in sorted(picture.crowds)]

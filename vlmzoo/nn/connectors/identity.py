@@ -1,4 +1,4 @@
-"""No connector: the tower's tokens are as wide as the language model's and enter it as they are."""
+"""No connector: the tower's tokens enter as they are, into a text as wide (splice) or between its layers (gated)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class IdentityConfig(Config):
     kind: Literal["identity"] = "identity"
 
     def build(self, dim_in: int, dim_out: int) -> Identity:
-        """The connector between a tower and a language model of the same width.
+        """The connector of a tower whose width is the one that the fusion wants.
 
         Raises:
             ValueError: widths that differ.
