@@ -174,8 +174,11 @@ def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     return tasks
 
 
-def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
+def starting_model(config: RunConfig, device: str | None = None) -> tuple[ZooModel, Processor]:
     """The model and processor that a run starts with.
+
+    Args:
+        device: where a model is made that does not go on from a folder; ``"meta"`` gives shapes only.
 
     Raises:
         ConfigError: names, sizes or folders that do not fit.
@@ -185,7 +188,7 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     if source is None:
         options = config.processor or ProcessorOptions()
         pretrained = bool(tree.pop("pretrained", False))
-        model = build(resolve(tree), pretrained=pretrained)
+        model = build(resolve(tree), pretrained=pretrained, device=device)
         return model, processor_for(
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,

@@ -73,9 +73,17 @@ class LanguageCollate:
         Raises:
             RowError: nothing supervised, pictures missing or unreadable, a picture cut by ``max_length``.
         """
-        row = with_format(row, self.response_format)
-        ids, labels = self.processor.supervised(row, self.max_length, self.template)
+        ids, labels = self.tokens(row)
         return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.pictures(row, root))
+
+    def tokens(self, row: Row) -> tuple[list[int], list[int]]:
+        """Ids and labels of a row, its pictures left closed.
+
+        Raises:
+            RowError: nothing supervised, a picture cut by ``max_length``.
+        """
+        row = with_format(row, self.response_format)
+        return self.processor.supervised(row, self.max_length, self.template)
 
     def pictures(self, row: Row, root: Any = None) -> list[Tensor]:
         """The row's pictures and videos, or their features."""
@@ -121,18 +129,37 @@ class LanguageCollate:
 
 
 def pack(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
-    """Best fit, longest first: bins of at most ``length`` tokens; deterministic."""
-    bins: list[list[Sample]] = []
-    rooms: list[int] = []
-    for sample in sorted(samples, key=lambda s: -len(s.ids)):
-        fits = [i for i, room in enumerate(rooms) if room >= len(sample.ids)]
-        best = min(fits, key=lambda i: rooms[i], default=None)
+    """Samples that share a row of at most ``length`` tokens, in as few rows as best fit finds; deterministic."""
+    return [
+        [samples[i] for i in members] for members in bins_of([len(sample.ids) for sample in samples], length)
+    ]
+
+
+def bins_of(lengths: Sequence[int], length: int) -> list[list[int]]:
+    """Which of the ``lengths`` share a bin of at most ``length``.
+
+    Best fit, longest first, says how many bins are needed. Their rows are padded to the longest, so the same number of
+    bins of more equal size is taken where there is one.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    fitted = _filled(lengths, order, length, 0)
+    equal = _filled(lengths, order, length, len(fitted))
+    return min(fitted, equal, key=lambda bins: max(sum(lengths[i] for i in members) for members in bins))
+
+
+def _filled(lengths: Sequence[int], order: Sequence[int], length: int, count: int) -> list[list[int]]:
+    """Bins filled one by one: where least room is left that is enough, or, of a given count, where most is left."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    rooms = [length] * count
+    for number in order:
+        fits = range(count) if count else [i for i, room in enumerate(rooms) if room >= lengths[number]]
+        best = max(fits, key=lambda i: rooms[i] if count else -rooms[i], default=None)
         if best is None:
             bins.append([])
             rooms.append(length)
             best = len(bins) - 1
-        bins[best].append(sample)
-        rooms[best] -= len(sample.ids)
+        bins[best].append(number)
+        rooms[best] -= lengths[number]
     return bins
 
 
