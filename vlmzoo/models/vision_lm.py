@@ -308,6 +308,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         media_index: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the language model on text and pictures.
@@ -322,6 +323,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             media_index: [B, T], for gated fusion: the picture each position sees, from 1; 0 sees none. By default the
                 last ``<image>`` up to the position, those in the cache counted.
             labels: [B, T] unshifted, -100 ignored; the token mean becomes ``loss``.
+            logits_to_keep: as in transformers, where the language model knows it: of the last so many positions only.
 
         Returns:
             transformers' causal LM output, logits [B, T, V].
@@ -339,6 +341,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
         if cache is not None:
             kwargs[lm.CACHE] = cache
+        kwargs |= lm.known(self.language, logits_to_keep=logits_to_keep)
         with self._looking(media, images if media_index is None else media_index, use_cache is not False):
             out = self.language(
                 inputs_embeds=embeds,
