@@ -6,6 +6,7 @@ fused AdamW, and their losses are checked to be equal first.
 
 - mix: stage 2 (connector and language model learn) on an instruction mix; 1024 words give the head the share of the cost
   that it has in a 7B model, 32000 are a real vocabulary. Stage 1: only the connector learns, from captions.
+  "cached" gives ours the frozen tower's features in the place of pictures, as a run does with ``cache: {features: ...}``.
 - FLOPs: matrix products that torch counts in our step, over the formula of ``vlmzoo.methods.flops`` for these rows without
   any padding (attention left out of both: a processor's kernel is not counted). In brackets the peer's.
 - memory: peak above the loaded model with its gradients, of each side in a process of its own.
@@ -13,7 +14,7 @@ fused AdamW, and their losses are checked to be equal first.
 
 Random weights, made-up lengths (log-normal, one row in eight long and without a picture).
 
-Usage: python benchmarks/llava.py [--only mix-1024 mix-32000 stage1-32000 generate] [--rounds 5] [--batch 8]
+Usage: python benchmarks/llava.py [--only mix-1024 mix-32000 stage1-32000 stage1-32000-cached generate] [--rounds 5] [--batch 8]
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from measure import in_turn, peak_above, peak_elsewhere, ratio
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
@@ -36,12 +37,14 @@ from vlmzoo import build, processor_for
 from vlmzoo.data.collate import LanguageCollate
 from vlmzoo.hub import llava
 from vlmzoo.methods.flops import Costs, head_cost
+from vlmzoo.nn.language import can_pack
 from vlmzoo.objectives.language import Language
 from vlmzoo.types import IGNORE_INDEX
 
 SIDE, PATCH, TOWER, WIDTH, LAYERS = 224, 16, 192, 256, 6
 PATCHES = (SIDE // PATCH) ** 2
 NEW_TOKENS = 24
+PACK_LENGTH = 8192
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class Case:
     stage: int
     faster: float
     leaner: float | None = None
+    cached: bool = False
 
 
 CASES = {
     "mix-1024": Case(1024, 2, 2.0),
     "mix-32000": Case(32000, 2, 3.5, leaner=6.0),
     "stage1-32000": Case(32000, 1, 2.7),
+    "stage1-32000-cached": Case(32000, 1, 2.7, cached=True),
 }
 
 
@@ -100,12 +105,19 @@ def rows(count: int, stage: int, generator: torch.Generator) -> list[Any]:
 
 
 def batches(processor: Any, case: Case, which: str, count: int, size: int) -> list[dict[str, torch.Tensor]]:
-    """The same rows for both sides: the peer's padded, ours in rows as long as the longest sample."""
+    """The same rows for both sides: the peer's padded, ours packed."""
     generator = torch.Generator().manual_seed(1)
-    collate = LanguageCollate(processor, pack_length=None if which == "peer" else 1)
+    collate = LanguageCollate(processor, pack_length=None if which == "peer" else PACK_LENGTH)
     return [
         collate.join([collate.encode(row) for row in rows(size, case.stage, generator)]) for _ in range(count)
     ]
+
+
+@torch.no_grad()
+def with_features(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch as it comes from a cache of features."""
+    features = model.encode_pictures(batch["pixel_values"])
+    return {**{k: v for k, v in batch.items() if k != "pixel_values"}, "image_features": features}
 
 
 def side(which: str, case: Case, options: argparse.Namespace) -> tuple[Callable[[], float], Any, list[Any]]:
@@ -115,6 +127,9 @@ def side(which: str, case: Case, options: argparse.Namespace) -> tuple[Callable[
     data = batches(processor, case, which, options.rounds + 1, options.batch)
     if which == "peer":
         model = stock_of(model, processor)
+    else:
+        assert can_pack(model.language)
+        data = [with_features(model, batch) for batch in data] if case.cached else data
     tower = model.vision if which == "ours" else model.model.vision_tower
     frozen = [tower] if case.stage == 2 else [tower, model.language] if which == "ours" else [
         tower, model.model.language_model, model.lm_head
@@ -143,7 +158,7 @@ def side(which: str, case: Case, options: argparse.Namespace) -> tuple[Callable[
 
 
 def flops_of(step: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flop}) as counter:
         step()
     return float(counter.get_total_flops())
 

@@ -44,7 +44,7 @@ from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.imports import import_parts, local_files
 from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
-from vlmzoo.nn.language import keeps_segments_apart
+from vlmzoo.nn.language import can_pack
 from vlmzoo.processing.processor import Processor, ProcessorOptions
 from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
@@ -278,7 +278,7 @@ def collate_of(
 
 
 def _can_pack(model: ZooModel) -> bool:
-    return isinstance(model, VisionLM) and model.fusion.in_prompt and keeps_segments_apart(model.language)
+    return isinstance(model, VisionLM) and model.fusion.in_prompt and can_pack(model.language)
 
 
 def open_sources(config: RunConfig) -> dict[str, Source]:

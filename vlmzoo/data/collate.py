@@ -92,8 +92,6 @@ class LanguageCollate:
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """``input_ids``, ``labels``, ``position_ids`` (packed) or ``attention_mask`` (padded), and the pictures.
 
-        Packed rows of one sample each have neither: what follows a sample there, nothing supervised sees.
-
         Pictures come as :func:`vlmzoo.processing.processor.join_pictures` gives them: ``pixel_values``, and ``frames``
         where pictures and videos, or videos of several lengths, stand in one batch; cached ones as ``image_features``.
         """
@@ -102,13 +100,9 @@ class LanguageCollate:
         bins = pack(samples, max(self.pack_length, *(len(sample.ids) for sample in samples)))
         rows = [self._packed_row(members) for members in bins]
         length = max(len(row[0]) for row in rows)
-        fill = (self._pad_id(), IGNORE_INDEX, 0)
-        columns = [
-            torch.tensor([row[i] + [fill[i]] * (length - len(row[i])) for row in rows]) for i in range(3)
-        ]
+        fill = ([self._pad_id()] * length, [IGNORE_INDEX] * length, list(range(length)))  # a text of its own
+        columns = [torch.tensor([row[i] + fill[i][: length - len(row[i])] for row in rows]) for i in range(3)]
         batch = dict(zip(("input_ids", "labels", "position_ids"), columns, strict=True))
-        if len(bins) == len(samples):  # nothing to keep apart: plain causal attention, the fastest there is
-            del batch["position_ids"]
         return self._with_pictures(batch, [sample for members in bins for sample in members])
 
     def _packed_row(self, members: Sequence[Sample]) -> tuple[list[int], list[int], list[int]]:
