@@ -76,6 +76,7 @@ class JinjaTemplate:
 
     KEPT = 4096  # shapes of conversations whose pieces are remembered
     plain = False
+    chunk = ""
 
     def __init__(self, source: str, tokenizer: Any, name: str = TOKENIZER) -> None:
         self.name = name
