@@ -44,7 +44,7 @@ from vlmzoo.imports import import_parts, local_files
 from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
-from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.processor import Processor, ProcessorOptions
 from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
@@ -55,21 +55,6 @@ OWN_FILES = (  # what --fresh removes from a run's folder
     "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
     "imports",
 )  # fmt: skip
-
-
-class ProcessorOptions(Config):
-    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
-
-    Attributes:
-        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
-        image_fit: crop, pad or squash; by the tower if None.
-        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
-    """
-
-    tokenizer: str = "tiny"
-    template: str = "short"
-    image_fit: Literal["crop", "pad", "squash"] | None = None
-    max_frames: PositiveInt | None = None
 
 
 class StreamOptions(Config):
