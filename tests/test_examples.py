@@ -42,6 +42,14 @@ PROMISED = {  # what each must print, as patterns
         "human: <image>\n",
         r"loss \d+\.\d+ at the first steps",
     ],
+    "two_stage_llava.py": [
+        "stage 1: loss .* after 4 steps",
+        "not used: .*broken.*cannot be read",
+        "not used: .*missing.*does not exist",
+        "adapters merged: 21",
+        r"exported: .* at most \d",
+        r"63.png: '.*' +\(true: \w+\)",
+    ],
     "write_a_connector.py": [r"connector +pooled", "'kind': 'pooled', 'window': 2", "takes 2 places"],
     "write_an_objective.py": [r"captions/language \d", r"questions/focal \d"],
     "evaluate_my_folder.py": [

@@ -92,6 +92,10 @@ def test_the_command_line_takes_them_before_its_commands(parts: str, tmp_path: P
     code, _, err = call("train", "run.yaml")
     assert code == 0, err
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    forget()
+    task = "evaluate.tasks.vqa={kind: vqa, data: {kind: scenes, rows: vqa, size: 32}, limit: 2}"
+    code, out, err = call("eval", "run", "run/run.yaml", task)
+    assert code == 0 and "vqa (2 rows)" in out, err
 
 
 def test_what_cannot_be_imported_is_named(parts: str, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def build(
         dtype: of all parameters; float32 by default.
         changes: parts and fields laid over the source: a mapping, a kind's name, or for a tower a Hub id or folder
             (its sizes and its weights are taken). ``connector: {"from": path}`` starts the connector from a projector
-            file of the LLaVA project, or from a folder of ours (whose connector's kind and sizes are taken).
+            (file, folder or Hub id) of the LLaVA project, or from a folder of ours (whose connector's kind and sizes are taken).
 
     Raises:
         ConfigError: wrong names, unknown keys, sizes that do not fit; with path, value and the nearest valid thing.
@@ -247,7 +247,7 @@ def _load_connector(model: ZooModel, source: str) -> None:
         weights = _plain_weights(source, "connector")
     else:
         raise ConfigError(
-            f"connector.from: {source!r} is no file or folder with a projector ({', '.join(projector.FILES)}) "
+            f"connector.from: {source!r} is no file, folder or Hub id with a projector ({', '.join(projector.FILES)}) "
             "and no folder of vlmzoo"
         )
     _put(model.connector, weights, "connector", source)

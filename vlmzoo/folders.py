@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 
-from vlmzoo import registry
 from vlmzoo.compose import is_zoo_folder
 from vlmzoo.config import ConfigError, nearest, readable
 from vlmzoo.hub import adapter, idefics, llava, llava_original, openflamingo, own
@@ -23,7 +22,13 @@ from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.processing.processor import Processor
 
 
-def load(source: str | Path, *, base: str | Path | None = None, **options: Any) -> tuple[ZooModel, Processor]:
+def load(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[ZooModel, Processor]:
     """A model and its processor from a folder or a Hub id, whatever public layout it has.
 
     Args:
@@ -31,6 +36,9 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
             ``llava`` or ``idefics`` folder, or a folder of the LLaVA project (whole, projector only, LoRA) or of
             OpenFlamingo (its ``checkpoint.pt``).
         base: the language model of a LLaVA project or OpenFlamingo folder without one; by default what the folder names.
+        quantization: ``nf4`` or ``int8`` (bitsandbytes, the extra ``quantize``), or a ``quantization_config`` as transformers
+            takes it: the language model is loaded in few bits, its output head, connector, fusion and tower are not.
+            For our own layout.
         options: for transformers' ``from_pretrained``
             (dtype, device_map, ...), for our own layout.
 
@@ -43,17 +51,20 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
     folder = _local(source)
     if adapter.is_adapter(folder):
         base = adapter.find_base(folder)
-        model, _ = load(base, **options)
+        model, _ = load(base, quantization=quantization, **options)
         adapter.apply(model, folder, base)
         model.config.starts = dict.fromkeys(model.parts(), base)
         return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
-        _know_parts(own.config_of(folder), source)
-        return own.read(folder, **options)
+        return own.read(folder, quantization, **options)
+    if quantization is not None:
+        raise ConfigError(
+            f"load: {source}: only folders of vlmzoo are loaded quantised; save it as one first"
+        )
     try:
         return _foreign(folder, base)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"load: {source}: {' '.join(str(error).split())[:400]}") from None
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(f"load: {source}: {' '.join(str(error).split())[:500]}") from None
 
 
 def _foreign(folder: Path, base: str | Path | None) -> tuple[ZooModel, Processor]:
@@ -70,17 +81,6 @@ def _foreign(folder: Path, base: str | Path | None) -> tuple[ZooModel, Processor
             f"holds a {kind!r} model; known layouts: vlmzoo, stock llava, stock idefics, LLaVA project, OpenFlamingo"
         )
     return readers[kind](folder)
-
-
-def _know_parts(tree: Mapping[str, Any], source: str | Path) -> None:
-    """Raises ConfigError for parts that nobody has registered, which may be the user's own."""
-    for name in ("connector", "fusion"):
-        kind = (tree.get(name) or {}).get("kind")
-        if kind is not None and kind not in registry.names(f"{name}s"):
-            raise ConfigError(
-                f"load: {source} has a {name} {kind!r} that is not known here; if it is of your own, import the file that "
-                f"registers it first (vlmzoo --imports FILE ...); otherwise {nearest(kind, registry.names(f'{name}s'))}"
-            )
 
 
 def _local(source: str | Path) -> Path:

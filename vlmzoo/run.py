@@ -33,7 +33,6 @@ from vlmzoo.data.group import order_of
 from vlmzoo.data.mix import MicroBatches, append_quarantine, read_quarantine
 from vlmzoo.data.sources import Source
 from vlmzoo.evaluate.loop import Result, save_result, text_table
-from vlmzoo.evaluate.predictions import Predictions
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
 from vlmzoo.evaluate.report import refresh as write_report
@@ -114,7 +113,7 @@ class RunConfig(Config):
         imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
             they register is known. A copy of the files is kept in the run's folder.
         model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
-            which only ``vision: {image_size: side}`` may change.
+            which only ``vision: {image_size: side}`` may change; ``quantization: nf4`` loads its language model in few bits.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
@@ -189,11 +188,16 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
         )  # fmt: skip
+    quantization = tree.pop("quantization", None)
     side = _new_side(tree, str(source), config.learn)
+    if side is not None and quantization is not None:
+        raise ConfigError(
+            "model.vision.image_size: cannot change under quantization, whose run ends as adapters"
+        )
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
-    model, processor = load(source)
+    model, processor = load(source, quantization=quantization)
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
@@ -342,25 +346,6 @@ def evaluate(
     return found
 
 
-def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
-    """Score answers in words without a model; the result is written under ``out``.
-
-    Args:
-        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
-            :class:`Predictions`.
-
-    Raises:
-        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
-    """
-    if name not in tasks:
-        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
-    folder = out / "results" / when / name if out is not None else None
-    result = tasks[name].build(name).rescore(Predictions(answers), folder)
-    if out is not None:
-        save_result(out, when, result, str(answers))
-    return result
-
-
 def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     """A run from start to end, going on from its newest checkpoint if it has one.
 
@@ -465,7 +450,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
     """Save the model (of adapters on a saved model only what learnt), its processor and its card; say what was left
     out of the data."""
     if distributed.is_main():
-        if base is not None and model.config.lora:
+        if base is not None and (model.config.lora or getattr(model, "is_quantized", False)):
             _save_adapter(out, model, base)
         else:
             for name in (adapter.FACTS, adapter.TENSORS):  # of an earlier run with adapters
@@ -487,7 +472,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
 def _save_adapter(out: Path, model: ZooModel, base: str) -> None:
     """What learnt, in this run or in the one whose adapters it went on with."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    names |= {name for part in model.config.lora for name in model.adapter_parameters(part)}
+    names |= {name for part in model.config.lora or {} for name in model.adapter_parameters(part)}
     folder = Path(located(base))
     if adapter.is_adapter(folder):
         names |= set(adapter.facts_of(folder)["tensors"])

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from vlmzoo.evaluate.answer_metrics import (
     CONTRACTIONS,
+    is_short,
+    names_only,
     soft_accuracy,
     vqa_normalise,
     yes_no_statistics,
@@ -98,3 +100,25 @@ def test_statistics_stay_in_bounds_and_ignore_order(pairs: list[tuple[str | None
     for name, value in found.items():
         assert math.isnan(value) or 0.0 <= value <= 1.0
         assert again[name] == pytest.approx(value, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("left", True), ("It is to the LEFT.", True), ("left, or right", False), ("leftmost", False), ("", False),
+        ("at the top left", False), ("top left and left", False),
+    ],
+)  # fmt: skip
+def test_content_is_the_right_choice_and_no_other(answer: str, right: bool) -> None:
+    choices = ("left", "right", "top left")
+    assert names_only(answer, "left", choices) is right
+    assert names_only(answer, "top left", choices) is (answer == "at the top left")
+
+
+def test_short_form_is_a_word_or_a_phrase() -> None:
+    assert is_short("top left", ("top left", "right")) and is_short("no idea", ("top left",))
+    assert (
+        not is_short("at the top left", ("top left",))
+        and not is_short("", ("yes",))
+        and not is_short("it is", ("yes",))
+    )

@@ -63,6 +63,41 @@ def test_a_short_list_is_of_accepted_answers() -> None:
     assert result.metrics["accuracy"] == 0.5 and "soft_accuracy" not in result.metrics
 
 
+def test_form_and_content_are_counted_apart(tmp_path: Path) -> None:
+    said = {"q0": "red", "q1": "The circle is red.", "q2": "red or blue", "q3": "blue", "q4": ""}
+    kinds = {"q0": "colour", "q1": "colour", "q2": "other", "q3": "other", "q4": "other"}
+    rows = [
+        question(i, key, answer="red", choices=["red", "blue"], kind=kinds[key]) for i, key in enumerate(said)
+    ]
+    speaker = Speaker(lambda prompt, picture: next(text for key, text in said.items() if key in prompt))
+    result = ask("vqa", speaker, data=held("forms", rows), swap=False, form=True, max_new_tokens=40)
+    found = result.metrics
+    assert (found["accuracy"], found["content"], found["short_form"]) == pytest.approx((1 / 5, 2 / 5, 2 / 5))
+    assert (found["content_colour"], found["short_form_colour"], found["content_other"]) == (1.0, 0.5, 0.0)
+    assert result.judged[1] == {
+        "id": "q1", "answer": "The circle is red.",
+        "values": {"accuracy": 0.0, "accuracy_colour": 0.0, "content": 1.0, "content_colour": 1.0, "short_form": 0.0, "short_form_colour": 0.0},
+    }  # fmt: skip
+    file = save_result(tmp_path, "after", result)
+    kept = [json.loads(line) for line in (file.parent / "asked.rows.jsonl").read_text().splitlines()]
+    assert kept == result.judged and "judged" not in json.loads(file.read_text())
+    for name in (
+        "accuracy",
+        "content",
+        "short_form",
+        "content_colour",
+        "accuracy_other",
+    ):  # means of what is kept
+        values = [row["values"][name] for row in kept if name in row["values"]]
+        assert sum(values) / len(values) == pytest.approx(found[name])
+    save_result(tmp_path, "after", Result("asked", {}))
+    assert not (
+        file.parent / "asked.rows.jsonl"
+    ).exists()  # no rows of an earlier evaluation beside newer metrics
+    with pytest.raises(ConfigError, match=r"tasks\.asked\.form: row 'q0' knows no answer with its choices"):
+        ask("vqa", speaker, data=held("bare", [question(0, answers=["red"])]), form=True)
+
+
 # --- yes or no ---------------------------------------------------------------------------------------------------
 
 

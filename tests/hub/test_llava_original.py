@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -37,7 +40,7 @@ WORDS = ["a red circle and a blue square", "what is this? USER: ASSISTANT: descr
 def tokenizer() -> PreTrainedTokenizerFast:
     """Without ``<image>``, as Vicuna's."""
     core = Tokenizer(models.BPE(unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel()
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     core.train_from_iterator(
         WORDS,
         trainers.BpeTrainer(
@@ -231,6 +234,44 @@ def test_there_and_back_is_bit_exact(world: World, tmp_path: Path) -> None:
     assert not missing and all("mm_projector" in n or "vision_tower" in n for n in unexpected)
 
 
+def test_the_projects_model_in_stock_transformers_and_back(world: World, tmp_path: Path) -> None:
+    """The way from published weights to a server: their layout, ours, stock; and the same bits home again."""
+    folder = world.write("to-stock")
+    torch.save({**world.language, **world.projector}, folder / "pytorch_model.bin")
+    assert export(folder, tmp_path / "stock") < 1e-6
+    stock, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "stock", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert same(stock, world) < 1e-6
+    files = {file.name for file in (tmp_path / "stock").iterdir()}
+    assert {
+        "processor_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "tokenizer.json",
+    } <= files
+    stock_processor = AutoProcessor.from_pretrained(tmp_path / "stock")
+    chat = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "what is this?"), ("assistant", "a red circle"))
+    ]
+    written = stock_processor.apply_chat_template(
+        chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
+    )
+    answer = written["input_ids"][written["assistant_masks"].bool()]
+    assert stock_processor.tokenizer.decode(answer).strip() == "a red circle</s>"
+    square = stock_processor.image_processor  # image_aspect_ratio: pad
+    wide = torch.randint(0, 256, (10, 24, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    _, processor = load(folder)
+    ours = processor.prompts([{"images": [{"image": Image.fromarray(wide)}], "id": "wide", "parts": [
+        {"role": "user", "type": "image", "text": None}]}])["pixel_values"]  # fmt: skip
+    assert torch.equal(square(Image.fromarray(wide), return_tensors="pt")["pixel_values"], ours)
+    assert export(tmp_path / "stock", tmp_path / "home", "original") < 1e-6
+    back = read_whole(tmp_path / "home")
+    assert back is not None
+    for name, tensor in {**world.language, **world.projector}.items():
+        assert torch.equal(back[name], tensor), name
+
+
 def test_our_projector_is_theirs(world: World, tmp_path: Path) -> None:
     folder = world.write("stage2")
     torch.save({**world.language, **world.projector}, folder / "pytorch_model.bin")
@@ -329,7 +370,7 @@ def test_a_connector_starts_from_a_published_projector(world: World, tmp_path: P
         ),
         ({"from": str(tmp_path), "kind": "linear"}, "mis-shaped|no rule|missing"),
         ({"from": str(tmp_path / "linear"), "bias": False}, "does not fit"),
-        ({"from": str(tmp_path / "nowhere")}, "is no file or folder with a projector"),
+        ({"from": str(tmp_path / "nowhere")}, "is no file, folder or Hub id with a projector"),
         ({"form": str(tmp_path)}, "model.connector.form: unknown key"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -322,3 +322,25 @@ def test_published_7b_in_both_layouts() -> None:
     assert {name: shape for name, shape in project.items() if "vision_tower" not in name} == llama
     tower = [name for name in project if name.startswith("model.vision_tower.vision_tower.vision_model.")]
     assert len(tower) == 24 * 16 + 3 + 4 and len(project) == len(llama) + len(tower)
+
+
+def test_other_published_parts_in_the_preset() -> None:
+    """SigLIP so400m at 384 px and Qwen2 7B, whose published total is 7,615,616,512."""
+    vision = {
+        "kind": "siglip", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+        "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "feature_layer": -2,
+    }  # fmt: skip
+    language = {
+        "kind": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+    }  # fmt: skip
+    model = build("llava-1.5-7b", vision=vision, language=language, image_token_id=151655, device="meta")
+    assert sum(p.numel() for p in model.language.parameters()) == 7_615_616_512
+    assert sum(p.numel() for p in model.connector.parameters()) == (1152 + 1) * 3584 + (3584 + 1) * 3584
+    assert model.image_tokens == 27 * 27 and model.num_parameters() == sum(
+        sum(p.numel() for p in part.parameters()) for part in (model.vision, model.connector, model.language)
+    )
+    config = llava.stock_config(model)
+    with torch.device("meta"):
+        stock = LlavaForConditionalGeneration(config)
+    assert stock.num_parameters() == model.num_parameters()

@@ -84,7 +84,7 @@ def server(tmp_path_factory: Any) -> Iterator[Server]:
     }
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", command, "serve", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-c", command, "serve", str(folder / "stock"), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)],
             env=environment, stdout=log, stderr=log,
         )  # fmt: skip
         try:

@@ -22,6 +22,7 @@ from vlmzoo.training.options import Learn, OptimOptions
 GRID = sorted(
     set(product(VISIONS, CONNECTORS, FUSIONS, ["llama"]))
     | set(product(["clip"], ["mlp", "perceiver"], FUSIONS, LANGUAGES))
+    | set(product(["siglip", "dinov2"], ["mlp"], ["splice"], ["qwen2", "qwen3"]))
 )
 
 

@@ -60,6 +60,7 @@ def why_not(model: Any) -> str | None:
         return f"a {type(model).__name__} is no vision-language model"
     config, vision, language = model.config, model.config.vision, model.config.language
     reasons = {
+        "it was loaded quantised; load it without quantization": not getattr(model, "is_quantized", False),
         f"fusion {config.fusion['kind']!r} has no counterpart; stock llava splices": config.fusion["kind"] == "splice",
         f"connector {config.connector} has no counterpart; stock llava has a two-layer MLP":
             config.connector["kind"] == "mlp" and config.connector["depth"] == 2,

@@ -221,6 +221,7 @@ def why_not(model: Any, kind: str) -> str | None:
         return f"a {type(model).__name__} is no vision-language model"
     config = model.config
     reasons = {
+        "it was loaded quantised; load it without quantization": not getattr(model, "is_quantized", False),
         f"fusion {config.fusion['kind']!r}; LLaVA splices": config.fusion["kind"] == "splice",
         f"connector {config.connector}; LLaVA has a GELU MLP, a linear layer or none":
             projector.kind_of(config.connector) is not None,

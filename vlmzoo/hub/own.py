@@ -13,26 +13,30 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 
+from vlmzoo import registry
 from vlmzoo.compose import CLASSES, check_vocabulary
 from vlmzoo.config import ConfigError, nearest
 from vlmzoo.models.base import ZooModel
+from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
+from vlmzoo.nn.quantization import mark_for_adapters, quantization_config
 from vlmzoo.processing.processor import Processor
 
 
-def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
+def read(folder: Path, quantization: Any = None, **options: Any) -> tuple[ZooModel, Processor]:
     """The model and the processor of a folder.
 
     Args:
-        options: for transformers' ``from_pretrained``.
+        quantization: of the language model; see :func:`vlmzoo.load`. options: for transformers' ``from_pretrained``.
 
     Raises:
         ConfigError: broken or missing files, a misspelt key, missing, unexpected or mis-shaped tensors, a tokenizer that
             does not fit the model.
     """
-    tree = config_of(folder)
+    tree = _tree(folder)
     known = {schema.model_type: (model, schema) for model, schema in CLASSES.values()}
     kind = str(tree.get("model_type"))
     if kind not in known:
@@ -41,6 +45,9 @@ def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
     _check_keys(
         folder, tree, {field.name for field in fields(schema) if field.name in schema.__annotations__}
     )
+    _check_parts(folder, tree)
+    if quantization is not None:
+        options["quantization_config"] = _quantised(folder, tree, quantization)
     try:
         model, info = cls.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -59,15 +66,22 @@ def read(folder: Path, **options: Any) -> tuple[ZooModel, Processor]:
     if lines:
         raise ConfigError(f"load: {folder}: the weights do not fit the model: {'; '.join(lines)}")
     check_vocabulary(model, processor.tokenizer)
+    if quantization is not None:
+        mark_for_adapters(model.language, model)
     return model, processor
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    """The mapping in a folder's config.json.
+def _quantised(folder: Path, tree: Mapping[str, Any], quantization: Any) -> Any:
+    """What transformers is told to quantise: the language model but its head, and nothing else."""
+    if tree["model_type"] != VisionLMConfig.model_type or tree.get("lora"):
+        what = "adapters in its weights (vlmzoo merge first)" if tree.get("lora") else "no language model"
+        raise ConfigError(f"load: {folder} cannot be loaded quantised: it has {what}")
+    with torch.device("meta"):
+        keep = VisionLM(VisionLMConfig.from_pretrained(folder)).full_precision()
+    return quantization_config(quantization, keep)
 
-    Raises:
-        ConfigError: it holds something else.
-    """
+
+def _tree(folder: Path) -> dict[str, Any]:
     try:
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -83,3 +97,15 @@ def _check_keys(folder: Path, tree: Mapping[str, Any], known: set[str]) -> None:
         meant = get_close_matches(key, known - set(tree), n=1, cutoff=0.8) if key not in known else []
         if meant:
             raise ConfigError(f"load: {folder}/config.json: {key}: unknown key; did you mean {meant[0]!r}?")
+
+
+def _check_parts(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Raises ConfigError for parts that nobody has registered, which may be the user's own."""
+    for name in ("connector", "fusion"):
+        part = tree.get(name)
+        kind = part.get("kind") if isinstance(part, Mapping) else None
+        if kind is not None and kind not in registry.names(f"{name}s"):
+            raise ConfigError(
+                f"load: {folder} has a {name} {kind!r} that is not known here; if it is of your own, import the file that "
+                f"registers it first (vlmzoo --imports FILE ...); otherwise {nearest(kind, registry.names(f'{name}s'))}"
+            )

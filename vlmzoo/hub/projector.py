@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import cached_file
 
 from vlmzoo.config import ConfigError
 from vlmzoo.hub.files import read_file
@@ -67,11 +69,15 @@ def named(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def find(source: str | Path) -> Path | None:
-    """The projector's file: the source itself, or the one in a folder of stage 1; None if there is none."""
+    """The projector's file: the source itself, or the one in a folder or Hub repository; None if there is none."""
     path = Path(source)
     if path.is_file():
         return path
-    return next((path / name for name in FILES if (path / name).is_file()), None)
+    for name in FILES:
+        with suppress(OSError):
+            found = cached_file(str(source), name)
+            return None if found is None else Path(found)
+    return None
 
 
 def read_projector(
