@@ -111,7 +111,9 @@ def test_llava_logits_loss_gradients(in_dtype: Any, pictures: tuple[int, ...], l
     names = rename(found, llava.rules("clip"), to_theirs=True)
     assert set(names.values()) == set(wanted) and len(names) > 60
     found = {names[name]: grad for name, grad in found.items()}
-    idle = {name for name in found if name.endswith("k_proj.bias")}  # softmax does not move with them: only rounding
+    idle = {
+        name for name in found if name.endswith("k_proj.bias")
+    }  # softmax does not move with them: only rounding
     assert all(apart(found.pop(name), wanted.pop(name)) < tolerance for name in idle)
     assert worst_gradient(found, wanted) < tolerance
 

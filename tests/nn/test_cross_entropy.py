@@ -72,6 +72,31 @@ def test_equals_one_pass(rows: int, bias: bool, tail: Tail, smoothing: float, we
         assert relative(one, other) < 1e-13
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_given_apart(bias: bool, frozen: bool, weighted: bool) -> None:
+    """Added tokens: as of one pass under the matrix with these rows in it, gradients of both included."""
+    found, wanted = inputs(bias=bias), inputs(bias=bias)
+    ids = torch.tensor([30, 2, 5])
+    pull = torch.linspace(0.5, 2.0, TOKENS, dtype=torch.float64) if weighted else torch.ones(TOKENS).double()
+    rows = [
+        torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64) for _ in "ab"
+    ]
+    for leaves, own in zip((found, wanted), rows):
+        own.requires_grad_()
+        leaves[1].requires_grad_(not frozen)
+    losses = head_losses(*found[:2], found[3], found[2], Tail(0.7, 4.0), rows=4, own=(ids, rows[0]))
+    full = wanted[1].index_copy(0, ids, rows[1])
+    expected = reference(wanted[0], full, wanted[2], wanted[3], Tail(0.7, 4.0), 0.0)
+    assert relative(losses, expected) < 1e-12
+    (losses * pull).sum().backward(), (expected * pull).sum().backward()
+    pairs = [(rows[0], rows[1]), *zip(found[: 2 + bias], wanted[: 2 + bias])]
+    for one, other in pairs:
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or relative(one.grad, other.grad) < 1e-12
+
+
 def test_float32_and_extreme_logits() -> None:
     hidden, weight, _, targets = inputs(torch.float32)
     big = (hidden * 300).detach().requires_grad_()

@@ -403,5 +403,5 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         supervised = targets != IGNORE_INDEX  # [B, T - 1]
         return lm.losses_at(
             self.language, lambda: self(**inputs, use_cache=False).logits, F.pad(supervised, (0, 1)),
-            targets[supervised], label_smoothing, logit_rows,
+            targets[supervised], label_smoothing, logit_rows, self.tokens,
         )  # fmt: skip

@@ -4,7 +4,8 @@ The logits of a large vocabulary are the largest tensor of a step, and a plain l
 the head's own matrix product stands inside the loss: logits of some rows are made, give their losses and their
 gradients, and go.
 
-Shapes: U supervised positions, D width of the head's input, V vocabulary, n rows at a time.
+Shapes: U supervised positions, D width of the head's input, V vocabulary, n rows at a time, K rows of the head given
+apart.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def head_losses(
     tail: Tail | None = None,
     label_smoothing: float = 0.0,
     rows: int | None = None,
+    own: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Cross-entropy of each row under ``hidden @ weight.T + bias``, as of one pass.
 
@@ -95,68 +97,91 @@ def head_losses(
         targets: [U]. bias: of the head, [V]. tail: what follows the head.
         label_smoothing: weight of the uniform distribution in the target (Szegedy et al. 2016, section 7).
         rows: logits made at once; by default what :func:`rows_at_once` says.
+        own: ids [K] and rows [K, D] that stand in for the weight's of these ids (added tokens beside a frozen head).
 
     Returns:
         [U], float32 (float64 for such inputs).
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    work = _Work(tail or Tail(), label_smoothing, rows or rows_at_once(len(weight), hidden.device))
-    cast = [None if one is None else one.to(dtype) for one in (weight, bias)]
+    ids, apart = own if own is not None else (None, None)
+    work = _Work(tail or Tail(), label_smoothing, rows or rows_at_once(len(weight), hidden.device), ids)
+    cast = [None if one is None else one.to(dtype) for one in (hidden, weight, bias, apart)]
     with torch.autocast(device, enabled=False):
-        return _HeadLosses.apply(hidden.to(dtype), cast[0], cast[1], targets, work, torch.is_grad_enabled())
+        return _HeadLosses.apply(*cast, targets, work, torch.is_grad_enabled())
+
+
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # hidden states, weight, bias, rows given apart
 
 
 @dataclass(frozen=True)
 class _Work:
-    """One pass over the rows, a piece at a time."""
+    """One pass over the rows, a piece at a time.
+
+    Attributes:
+        ids: of the rows that are given apart.
+    """
 
     tail: Tail
     smoothing: float
     rows: int
+    ids: Tensor | None = None
 
-    def losses(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def losses(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """[U] without anything for a gradient."""
-        losses = _full_zeros(hidden, len(hidden))
-        for piece in self._pieces(hidden):
-            losses[piece] = self._piece(hidden[piece], weight, bias, targets[piece])[0]
+        losses = _full_zeros(inputs[0], len(inputs[0]))
+        for piece in self._pieces(inputs[0]):
+            losses[piece] = self._piece(piece, inputs, targets)[0]
         return losses
 
     def gradients(
-        self, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor], wanted: list[bool], pull: Tensor | None
+        self, inputs: Inputs, targets: Tensor, wanted: list[bool], pull: Tensor | None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Losses [U], and the gradients by hidden states, weight and bias that are ``wanted`` of their sum.
+        """Losses [U], and the gradients by the ``inputs`` that are ``wanted`` of their sum.
 
         Args:
             pull: weights of the rows in that sum, [U]; ones if None.
         """
-        hidden, weight, bias, targets = inputs
+        hidden, weight, _, own = inputs
         losses = _full_zeros(hidden, len(hidden))
-        by_hidden = torch.zeros_like(hidden) if wanted[0] else None
-        by_weight = torch.zeros_like(weight) if wanted[1] else None
-        by_bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
+        found = [
+            torch.zeros_like(one) if wants and one is not None else None
+            for one, wants in zip(inputs, wanted, strict=True)
+        ]
+        by_hidden, by_weight, by_bias, by_own = found
         for piece in self._pieces(hidden):
-            losses[piece], slope = self._piece(hidden[piece], weight, bias, targets[piece])
+            losses[piece], slope = self._piece(piece, inputs, targets)
             if pull is not None:
                 slope.mul_(pull[piece, None])
             slope = slope.to(hidden.dtype)  # [n, V]
+            if by_bias is not None:
+                by_bias.add_(slope.sum(dim=0))
+            apart = None if self.ids is None else slope[:, self.ids]  # [n, K]
+            if apart is not None:
+                slope.index_fill_(1, self.ids, 0.0)  # the weight has no part in these
             if by_hidden is not None:
                 torch.mm(slope, weight, out=by_hidden[piece])
             if by_weight is not None:
                 by_weight.addmm_(slope.T, hidden[piece])
-            if by_bias is not None:
-                by_bias.add_(slope.sum(dim=0))
-        return losses, [by_hidden, by_weight, by_bias]
+            if apart is not None and by_hidden is not None:
+                by_hidden[piece].addmm_(apart, own)
+            if apart is not None and by_own is not None:
+                by_own.addmm_(apart.T, hidden[piece])
+        return losses, found
 
     def _pieces(self, hidden: Tensor) -> list[slice]:
         return [slice(start, start + self.rows) for start in range(0, len(hidden), self.rows)]
 
-    def _piece(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Losses [n], and their gradient by what the head gave, [n, V]."""
+    def _logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, own: Tensor | None) -> Tensor:
         logits = F.linear(hidden, weight, bias)
-        logits = self.tail(logits if logits.dtype is torch.float64 else logits.float())  # [n, V]
+        if self.ids is not None:
+            logits[:, self.ids] = F.linear(hidden, own, None if bias is None else bias[self.ids])
+        return self.tail(logits if logits.dtype is torch.float64 else logits.float())  # [n, V]
+
+    def _piece(self, piece: slice, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses [n], and their gradient by what the head gave, [n, V]."""
+        hidden, weight, bias, own = inputs
+        logits, targets = self._logits(hidden[piece], weight, bias, own), targets[piece]
         chances = logits.softmax(dim=-1)  # several times faster than an exponential of log-probabilities
         log_sum = logits.amax(dim=-1) - chances.amax(dim=-1).log()
         right = logits.gather(1, targets[:, None])[:, 0]
@@ -181,22 +206,23 @@ class _HeadLosses(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        own: Tensor | None,
         targets: Tensor,
         work: _Work,
         learns: bool,
     ) -> Tensor:
-        wanted = list(ctx.needs_input_grad[:3])
+        wanted = list(ctx.needs_input_grad[:4])
+        inputs = (hidden, weight, bias, own)
         if not (learns and any(wanted)):
-            return work.losses(hidden, weight, bias, targets)
+            return work.losses(inputs, targets)
         ctx.work, ctx.wanted = work, wanted
         ctx.early = (
             hidden.dtype is not torch.float16
         )  # whose small gradients live of the loss scale, not yet known
-        inputs = (hidden, weight, bias, targets)
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs, targets)
         if not ctx.early:
-            return work.losses(*inputs)
-        losses, ctx.found = work.gradients(inputs, wanted, None)
+            return work.losses(inputs, targets)
+        losses, ctx.found = work.gradients(inputs, targets, wanted, None)
         return losses
 
     @staticmethod
@@ -210,5 +236,6 @@ class _HeadLosses(torch.autograd.Function):
             )  # of none: zeros stay
             found = [None if one is None else one.mul_(factor) for one in found]
         else:
-            _, found = ctx.work.gradients(ctx.saved_tensors, ctx.wanted, pull)
+            *inputs, targets = ctx.saved_tensors
+            _, found = ctx.work.gradients(tuple(inputs), targets, ctx.wanted, pull)
         return (*found, None, None, None)

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from vlmzoo.config import ConfigError, nearest, readable
 from vlmzoo.nn.cross_entropy import head_losses, probe, tail_of
+from vlmzoo.nn.tokens import AddedTokens
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 from vlmzoo.types import full
 
@@ -123,6 +124,7 @@ def losses_at(
     targets: Tensor,
     label_smoothing: float = 0.0,
     rows: int | None = None,
+    tokens: AddedTokens | None = None,
 ) -> Tensor:
     """Cross-entropy at some positions of what a model says, a few rows of logits at a time where that can be.
 
@@ -134,6 +136,7 @@ def losses_at(
     Args:
         language: whose head it is. run: one forward pass of the model around it, giving its logits [B, T, V].
         positions: booleans [B, T], U of them true. targets: [U]. label_smoothing, rows: see ``head_losses``.
+        tokens: whose rows stand in for some of the head's.
 
     Returns:
         [U] in reading order, at least float32.
@@ -143,7 +146,8 @@ def losses_at(
         with _without_head(head, positions) as caught:
             tail = tail_of(run())
         if len(caught) == 1 and tail is not None:
-            return head_losses(caught[0], head.weight, targets, head.bias, tail, label_smoothing, rows)
+            own = None if tokens is None else (tokens.ids, tokens.output_rows)
+            return head_losses(caught[0], head.weight, targets, head.bias, tail, label_smoothing, rows, own)
         _IN_ONE_PASS.add(language)
     with head_only_at(language, positions):
         logits = run()[0]  # [U, V]
