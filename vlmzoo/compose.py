@@ -229,7 +229,7 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
                 weights.setdefault(tied, weights[kept])
     elif name == "language":
         weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
-        weights = _grown(weights, part)
+        weights = _with_rows(weights, part)
     else:
         weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
     if name == "vision":  # at another resolution than it was trained at
@@ -274,19 +274,20 @@ def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _grown(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:
-    """Embedding rows beyond the published vocabulary start at the mean of the published ones."""
+def _with_rows(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:
+    """A published vocabulary at the size that the config asks for.
+
+    Rows beyond it start at the mean of the published ones. Fewer (a matrix padded beyond its tokenizer) cut the last.
+    """
+    ends = (language.get_input_embeddings(), language.get_output_embeddings())
+    owners = [name for name, module in language.named_modules() if any(module is end for end in ends)]
     wanted = language.state_dict()
     for name, tensor in weights.items():
-        target = wanted.get(name)
-        if target is not None and target.shape[1:] == tensor.shape[1:] and len(target) > len(tensor):
-            extra = (
-                tensor.float()
-                .mean(dim=0, keepdim=True)
-                .to(tensor.dtype)
-                .expand(len(target) - len(tensor), *tensor.shape[1:])
-            )
-            weights[name] = torch.cat([tensor, extra])
+        if name in wanted and name.rpartition(".")[0] in owners:
+            extra = len(wanted[name]) - len(tensor)
+            mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+            grown = torch.cat([tensor, mean.expand(max(extra, 0), *tensor.shape[1:])])
+            weights[name] = grown[: len(wanted[name])]
     return weights
 
 
