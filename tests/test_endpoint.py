@@ -257,6 +257,18 @@ def test_an_endpoint_that_only_fails_is_given_up() -> None:
     assert len(server.requests) == 3
 
 
+def test_failures_between_answers_do_not_add_up() -> None:
+    def script(request: dict[str, Any], number: int) -> Answer:
+        return Answer("too long", 400) if number % 3 else Answer("well")
+
+    with (
+        chat_server(script) as server,
+        server.endpoint(concurrency=1, patience=3).open() as client,
+    ):
+        found = list(client.chat_all((number, said(number)) for number in range(12)))
+    assert [isinstance(reply, Reply) for _, reply in found] == [True, False, False] * 4
+
+
 def test_stopping_waits_for_those_under_way_and_begins_no_other() -> None:
     stop = threading.Event()
     with (

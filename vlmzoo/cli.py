@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from vlmzoo import registry
+from vlmzoo.cli_evaluate import evaluate, rescore
 from vlmzoo.cli_instruct import instruct
+from vlmzoo.cli_parts import Overrides, quiet
 from vlmzoo.config import ConfigError, load_yaml, override, read
 
 app = typer.Typer(
@@ -22,13 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[a.b=c ...]", help="Changes to the config, for example optim.steps=20"),
-]
-TaskFile = Annotated[
-    Path, typer.Argument(help="A run file, or a file with an 'evaluate: {tasks: ...}' section")
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -117,20 +110,6 @@ def _is_mistake(error: Exception) -> bool:
     return isinstance(error, (*USER_MISTAKES, *own))
 
 
-def _quiet() -> None:
-    """Our own log lines on the main process, the libraries' only from warnings on."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    main_process = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("vlmzoo").setLevel(logging.INFO if main_process else logging.ERROR)
-    import transformers
-
-    import vlmzoo.auto  # noqa: F401  (registers the Auto classes)
-
-    transformers.utils.logging.disable_progress_bar()
-
-
 @app.command("list")
 def list_names(
     family: Annotated[
@@ -166,75 +145,8 @@ def train(
     from vlmzoo.run import train as fit
 
     run = read_run(config, overrides)
-    _quiet()
+    quiet()
     fit(run, fresh)
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
-    config: TaskFile,
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
-    when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
-) -> None:
-    """Run the tasks of a run file on a model and show their tables.
-
-    Stopped, it goes on when the same command is given again. On several processes: accelerate launch -m vlmzoo eval ...
-    """
-    tasks = _tasks(config, overrides)
-
-    from vlmzoo import distributed
-    from vlmzoo.run import evaluate as run_tasks
-    from vlmzoo.run import load
-
-    folder = out or (Path(model) if Path(model).is_dir() else None)
-    loaded, processor = load(model)
-    distributed.start()
-    if folder is not None:
-        kept = f"results go to {folder / 'results' / when}; stopped, the same command goes on after finished batches"
-        logging.getLogger(__name__).info(kept)
-    found = run_tasks(loaded.to(distributed.device()), processor, tasks, when, folder)
-    if distributed.is_main():
-        _show(found, folder, when)
-    distributed.stop()
-
-
-@app.command()
-def rescore(
-    config: TaskFile,
-    task: Annotated[str, typer.Argument(help="Name of the task there that the answers belong to")],
-    answers: Annotated[Path, typer.Argument(help="Json lines of question_id and text; predictions.jsonl")],
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go; nowhere by default")] = None,
-    when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "rescored",
-) -> None:
-    """Score answers that were given before, or by another program, by a task of a run file; needs no model."""
-    tasks = _tasks(config, overrides)
-
-    from vlmzoo.run import rescore as score
-
-    _show({task: score(tasks, task, answers, when, out)}, out, when)
-
-
-def _tasks(config: Path, overrides: list[str] | None) -> dict[str, Any]:
-    tree = override(load_yaml(config), overrides or [])  # mistakes are told before torch is imported
-
-    from vlmzoo.run import read_tasks
-
-    _quiet()
-    return read_tasks(tree, str(config))
-
-
-def _show(found: dict[str, Any], folder: Path | None, when: str) -> None:
-    from vlmzoo.evaluate.loop import result_text
-    from vlmzoo.evaluate.report import refresh
-
-    for result in found.values():
-        print("\n" + result_text(result))
-    if folder is not None:
-        page = refresh(folder)
-        print(f"\nwritten to {folder / 'results' / when}" + (f"; look at {page}" if page else ""))
 
 
 @app.command()
@@ -292,7 +204,7 @@ def experiment(
     """
     from vlmzoo.experiment import conduct
 
-    _quiet()
+    quiet()
     text, files, complete = conduct(file, overrides, seeds, 0 if report_only else workers, launch)
     print(text)
     print(f"written to {', '.join(map(str, files))}")
@@ -314,7 +226,7 @@ def generate(
     from vlmzoo.folders import load
     from vlmzoo.processing.image import open_image
 
-    _quiet()
+    quiet()
     picture = open_image({"path": image})
     options = ChatOptions(max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature)
     conversation = Conversation(*load(model), options, asker="vlmzoo generate")
@@ -338,7 +250,7 @@ def chat(
     from vlmzoo.types import VerbError, offered
 
     options = read(ChatOptions, override({}, settings or []), "--set")
-    _quiet()
+    quiet()
     shown = [open_image({"path": picture}) for picture in pictures or []]
     loaded, processor = load(model)
     try:
@@ -398,7 +310,7 @@ def demo(
             raise
         raise ConfigError("demo: the page is made with gradio; pip install 'vlmzoo[demo]'") from None
     options = read(ChatOptions, override({}, settings or []), "--set")
-    _quiet()
+    quiet()
     loaded, processor = load(model)
     address, wait = serve(page(loaded, processor, model, options), host, port, share)
     print(f"{model}: {address}", flush=True)
@@ -421,7 +333,7 @@ def export(
     """Write a model in a public layout; good only after reading it back there and comparing logits."""
     from vlmzoo.folders import export as write
 
-    _quiet()
+    quiet()
     difference = write(source, target, to.value, base=base)
     reader = "stock transformers" if to is Layout.transformers else "our reader of that layout"
     print(f"{target}: read back by {reader}, logits differ by at most {difference:.1e}")
@@ -435,7 +347,7 @@ def merge(
     """Write a model with LoRA adapters as a plain one, the adapters added into its weights."""
     from vlmzoo.folders import merge as write
 
-    _quiet()
+    quiet()
     print(f"{target}: {write(source, target)} adapters merged into the weights they stood beside")
 
 
@@ -542,4 +454,6 @@ def _show_written(written: Any) -> None:
     )
 
 
+app.command("eval")(evaluate)
+app.command()(rescore)
 app.command()(instruct)

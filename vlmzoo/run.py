@@ -33,7 +33,6 @@ from vlmzoo.data.group import order_of
 from vlmzoo.data.mix import MicroBatches, append_quarantine, read_quarantine
 from vlmzoo.data.sources import Source
 from vlmzoo.evaluate.loop import Result, save_result, text_table
-from vlmzoo.evaluate.predictions import Predictions
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
 from vlmzoo.evaluate.report import refresh as write_report
@@ -45,7 +44,7 @@ from vlmzoo.imports import import_parts, local_files
 from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
-from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.processor import Processor, ProcessorOptions
 from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
@@ -56,21 +55,6 @@ OWN_FILES = (  # what --fresh removes from a run's folder
     "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
     "imports",
 )  # fmt: skip
-
-
-class ProcessorOptions(Config):
-    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
-
-    Attributes:
-        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
-        image_fit: crop, pad or squash; by the tower if None.
-        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
-    """
-
-    tokenizer: str = "tiny"
-    template: str = "short"
-    image_fit: Literal["crop", "pad", "squash"] | None = None
-    max_frames: PositiveInt | None = None
 
 
 class StreamOptions(Config):
@@ -360,25 +344,6 @@ def evaluate(
     if progress is not None:
         progress.remove(tasks)
     return found
-
-
-def rescore(tasks: Mapping[str, Any], name: str, answers: Path, when: str, out: Path | None) -> Result:
-    """Score answers in words without a model; the result is written under ``out``.
-
-    Args:
-        tasks: configs by name. name: of the one that the answers belong to. answers: a file of them, see
-            :class:`Predictions`.
-
-    Raises:
-        ConfigError: no such task, rows that cannot be judged, or answers that do not belong to them.
-    """
-    if name not in tasks:
-        raise ConfigError(f"evaluate.tasks: no task {name!r}; {nearest(name, tasks)}")
-    folder = out / "results" / when / name if out is not None else None
-    result = tasks[name].build(name).rescore(Predictions(answers), folder)
-    if out is not None:
-        save_result(out, when, result, str(answers))
-    return result
 
 
 def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:

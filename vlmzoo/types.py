@@ -66,8 +66,15 @@ class Term:
 class Speaks(Protocol):
     """A model that gives probabilities to text (language modelling, answering)."""
 
-    def token_losses(self, batch: Batch) -> Tensor:
-        """Negative log-likelihood of every supervised token, [U] in reading order."""
+    def token_losses(
+        self, batch: Batch, label_smoothing: float = 0.0, logit_rows: int | None = None
+    ) -> Tensor:
+        """Negative log-likelihood of every supervised token, [U] in reading order.
+
+        Args:
+            label_smoothing: weight of the uniform distribution in the target.
+            logit_rows: positions whose logits are made at once; None leaves it to the model.
+        """
 
     def generate(self, **inputs: Any) -> Tensor:
         """Token ids, [B, T]; takes the Processor's output and the arguments of transformers' ``generate``."""

@@ -18,9 +18,10 @@ from tests.helpers import vision_lm
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.evaluate.loop import Result, save_result
 from vlmzoo.evaluate.predictions import Predictions
+from vlmzoo.evaluate.rescoring import rescore
 from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.processing.response_formats import OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE
-from vlmzoo.run import evaluate, rescore
+from vlmzoo.run import evaluate
 
 
 def task(data: dict[str, Any], **options: Any) -> Any:

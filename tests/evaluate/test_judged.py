@@ -16,7 +16,8 @@ from vlmzoo.config import ConfigError
 from vlmzoo.endpoint import EndpointError
 from vlmzoo.evaluate.judge import one_score, two_scores
 from vlmzoo.evaluate.predictions import Predictions
-from vlmzoo.run import evaluate, rescore
+from vlmzoo.evaluate.rescoring import rescore
+from vlmzoo.run import evaluate
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,14 @@ def test_filters_can_be_switched_off(reason: str) -> None:
         assert reasons(judged(rounds((question, answer)), filters=Filters(**{off: False}))) == []
 
 
+def test_a_category_that_begins_with_another_is_not_the_other() -> None:
+    beds = Annotated("3", "c.jpg", (), (Thing("dog", BOX), Thing("dog bed", BOX), Thing("dog bed", BOX)))
+    counts = CountCheck(["dog", "dog bed"])
+    assert counts.contradiction("What is there?", "Two dog beds and one dog.", beds) is None
+    assert counts.contradiction("How many dog beds are there?", "There are two.", beds) is None
+    assert counts.contradiction("What is there?", "Two dogs.", beds) is not None
+
+
 def test_without_boxes_nothing_is_contradicted() -> None:
     blind = Annotated("2", "b.jpg", ("dogs",))
     found = judge(

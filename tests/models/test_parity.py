@@ -24,6 +24,7 @@ from tests.helpers import (
     SIDE,
     VISIONS,
     WIDTH,
+    apart,
     gradients,
     relative,
     rows,
@@ -109,7 +110,12 @@ def test_llava_logits_loss_gradients(in_dtype: Any, pictures: tuple[int, ...], l
     found, wanted = gradients(model), llava._classic(gradients(stock), llava.TOWERS["clip"])
     names = rename(found, llava.rules("clip"), to_theirs=True)
     assert set(names.values()) == set(wanted) and len(names) > 60
-    assert worst_gradient({names[name]: grad for name, grad in found.items()}, wanted) < tolerance
+    found = {names[name]: grad for name, grad in found.items()}
+    idle = {
+        name for name in found if name.endswith("k_proj.bias")
+    }  # softmax does not move with them: only rounding
+    assert all(apart(found.pop(name), wanted.pop(name)) < tolerance for name in idle)
+    assert worst_gradient(found, wanted) < tolerance
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])

@@ -387,16 +387,21 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         with self.fusion.given(gaze):
             yield
 
-    def token_losses(self, batch: Batch) -> Tensor:
+    def token_losses(
+        self, batch: Batch, label_smoothing: float = 0.0, logit_rows: int | None = None
+    ) -> Tensor:
         """Negative log-likelihood of each supervised token, [U] in reading order; logits are made only there.
 
         Args:
             batch: what the language collator makes: input_ids, labels (unshifted) and, if there are any,
                 attention_mask, position_ids, pixel_values or image_features, frames.
+            label_smoothing: weight of the uniform distribution in the target.
+            logit_rows: positions whose logits are made at once; by the vocabulary if None.
         """
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         targets = batch["labels"][:, 1:]
         supervised = targets != IGNORE_INDEX  # [B, T - 1]
-        with lm.head_only_at(self.language, F.pad(supervised, (0, 1))):
-            logits = self(**inputs, use_cache=False).logits[0]  # [U, V]
-        return F.cross_entropy(full(logits), targets[supervised], reduction="none")
+        return lm.losses_at(
+            self.language, lambda: self(**inputs, use_cache=False).logits, F.pad(supervised, (0, 1)),
+            targets[supervised], label_smoothing, logit_rows, self.tokens,
+        )  # fmt: skip

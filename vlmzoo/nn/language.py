@@ -6,18 +6,23 @@ peft and quantisation work as they do without us.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
+from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlmzoo.config import ConfigError, nearest, readable
+from vlmzoo.nn.cross_entropy import head_losses, probe, tail_of
+from vlmzoo.nn.tokens import AddedTokens
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
+from vlmzoo.types import full
 
 # what transformers calls the cache of keys and values, as an argument and in outputs (once ``past_key_values``)
 CACHE = (
@@ -105,6 +110,68 @@ def head_only_at(language: PreTrainedModel, positions: Tensor) -> Iterator[None]
         yield
     finally:
         handle.remove()
+
+
+_IN_ONE_PASS: WeakSet[nn.Module] = (
+    WeakSet()
+)  # language models whose logits are more than a known tail of their head
+
+
+def losses_at(
+    language: PreTrainedModel,
+    run: Callable[[], Tensor],
+    positions: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    rows: int | None = None,
+    tokens: AddedTokens | None = None,
+) -> Tensor:
+    """Cross-entropy at some positions of what a model says, a few rows of logits at a time where that can be.
+
+    The model runs with its head left out: what the head would be given is caught, and made-up logits go on in its
+    place, from which the family's tail (a scale, a soft cap) is read. Then the head is a part of the loss
+    (:func:`vlmzoo.nn.cross_entropy.head_losses`). Heads that are no plain linear layer (adapters, quantised, sharded)
+    and families that do something else with their logits make those of all positions at once.
+
+    Args:
+        language: whose head it is. run: one forward pass of the model around it, giving its logits [B, T, V].
+        positions: booleans [B, T], U of them true. targets: [U]. label_smoothing, rows: see ``head_losses``.
+        tokens: whose rows stand in for some of the head's.
+
+    Returns:
+        [U] in reading order, at least float32.
+    """
+    head = language.get_output_embeddings()
+    if type(head) is nn.Linear and type(head.weight) is nn.Parameter and language not in _IN_ONE_PASS:
+        with _without_head(head, positions) as caught:
+            tail = tail_of(run())
+        if len(caught) == 1 and tail is not None:
+            own = None if tokens is None else (tokens.ids, tokens.output_rows)
+            return head_losses(caught[0], head.weight, targets, head.bias, tail, label_smoothing, rows, own)
+        _IN_ONE_PASS.add(language)
+    with head_only_at(language, positions):
+        logits = run()[0]  # [U, V]
+    return F.cross_entropy(full(logits), targets, reduction="none", label_smoothing=label_smoothing)
+
+
+@contextmanager
+def _without_head(head: nn.Linear, positions: Tensor) -> Iterator[list[Tensor]]:
+    """Inside, a head gives the probe of its tail; its inputs at ``positions`` [U, D] are listed, one a call."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        caught.append(args[0][positions])
+        return (args[0][:1, :1].detach(),)  # the head has to run on something
+
+    def made_up(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return probe(out.detach(), out.shape[-1])
+
+    handles = [head.register_forward_pre_hook(catch), head.register_forward_hook(made_up)]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

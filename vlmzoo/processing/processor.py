@@ -5,17 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
+from vlmzoo.config import Config
 from vlmzoo.processing.image import ImageTransform, frames_of, open_image
 from vlmzoo.processing.jinja import JinjaTemplate, chat_of
 from vlmzoo.processing.text import IMAGE, Segment, SegmentTokenizer, Template
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
+
+
+class ProcessorOptions(Config):
+    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
+
+    Attributes:
+        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: as :class:`Processor`'s.
+        image_fit: crop, pad or squash; by the tower if None.
+        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
+    """
+
+    tokenizer: str = "tiny"
+    template: str = "short"
+    image_fit: Literal["crop", "pad", "squash"] | None = None
+    max_frames: PositiveInt | None = None
 
 
 class Processor(ProcessorMixin):

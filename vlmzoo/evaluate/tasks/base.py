@@ -116,7 +116,9 @@ class Task(ABC):
             raise self.refuse("kind", f"{self.config.kind} asks for no words, so none can be scored again")
         source, rows = self.open()
         self.config = self.config.model_copy(update={"samples": 0})
-        return self.judge(Job(None, None, source, rows, folder=folder, given=given))  # type: ignore[arg-type]
+        result = self.judge(Job(None, None, source, rows, folder=folder, given=given))  # type: ignore[arg-type]
+        result.settings = self.config.model_dump(mode="json")
+        return result
 
     @property
     def in_words(self) -> bool:

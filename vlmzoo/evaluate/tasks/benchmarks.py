@@ -24,6 +24,7 @@ from vlmzoo.evaluate.tasks.base import (
     SpeakingConfig,
     Task,
     answered,
+    judged,
     question_of,
     sample,
     truth_of,
@@ -83,7 +84,8 @@ class Graded(Task):
             for i in pick_samples(right, self.config.samples)
         ]
         whole = metrics.named(self.metric, scorers.share(grades))
-        return Result(self.name, whole | found, table, samples, len(rows))
+        lines = judged(rows, {self.metric: grades}, answers=answers)
+        return Result(self.name, whole | found, table, samples, len(rows), judged=lines)
 
     def shown(self, row: Row) -> str:
         """The right answer, for people."""

@@ -13,7 +13,16 @@ from vlmzoo.evaluate import metrics
 from vlmzoo.evaluate.benchmark_metrics import by_axis, share
 from vlmzoo.evaluate.judge import Question, comparison, grading, judgements, one_score, two_scores
 from vlmzoo.evaluate.loop import Result, pick_samples
-from vlmzoo.evaluate.tasks.base import Job, SpeakingConfig, Task, answered, question_of, sample, truth_of
+from vlmzoo.evaluate.tasks.base import (
+    Job,
+    SpeakingConfig,
+    Task,
+    answered,
+    judged,
+    question_of,
+    sample,
+    truth_of,
+)
 from vlmzoo.evaluate.tasks.benchmarks import groups_of
 from vlmzoo.types import Row
 
@@ -40,6 +49,7 @@ class Judged(Task, Generic[S]):
     verb = "Speaks"
     config: JudgedConfig
     needs: ClassVar[tuple[str, ...]]
+    row_value: ClassVar[str] = "score"
 
     def rows_of(self, source: Any, rows: list[Row]) -> list[Row]:
         """All rows; each with what the judge is told."""
@@ -65,6 +75,12 @@ class Judged(Task, Generic[S]):
         values = [[self.value(one) for one in own if one is not None] for own in zip(*by_run, strict=True)]
         means = [metrics.mean(own)[0] for own in values]  # nan where there is no judgement
         right = [mean >= 0.5 for mean in means]
+        known = [i for i, own in enumerate(values) if own]
+        result.judged = judged(
+            [job.rows[i] for i in known],
+            {self.row_value: [means[i] for i in known]},
+            answers=[answers[i] for i in known],
+        )
         result.samples = [
             sample(job.rows[i], job.root, question_of(job.rows[i]), truth_of(job.rows[i])["answer"], answers[i],
                    right[i], score=means[i])
@@ -93,6 +109,7 @@ class LlavaWild(Judged[tuple[float, float]]):
     """LLaVA-Bench (in the wild): the model's scores as a share of those of reference answers, by category."""
 
     needs = ("context", "answer")
+    row_value = "score_over_reference"
     config: LlavaWildConfig
 
     def question(self, name: str, row: Row, answer: str) -> Question:
@@ -164,13 +181,13 @@ class MmVet(Judged[float]):
 
     def result(self, rows: Sequence[Row], by_run: Sequence[Sequence[float | None]]) -> Result:
         """Mean score of the questions, each the mean of its runs; by capability, by integration and by run."""
-        judged = [
+        graded = [
             (row, [one for one in said if one is not None])
             for row, said in zip(rows, zip(*by_run, strict=True), strict=True)
         ]
-        judged = [(row, said) for row, said in judged if said]
-        grades = [metrics.mean(said)[0] for _, said in judged]
-        found, table = by_axis("score", grades, [groups_of(row) for row, _ in judged])
+        graded = [(row, said) for row, said in graded if said]
+        grades = [metrics.mean(said)[0] for _, said in graded]
+        found, table = by_axis("score", grades, [groups_of(row) for row, _ in graded])
         for run, scores in enumerate(by_run, 1):
             known = [one for one in scores if one is not None]
             value, error = share(known)
