@@ -25,7 +25,7 @@ from vlmzoo.nn.text import text_config
 from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
-from vlmzoo.processing.text import IMAGE, TINY_TOKENIZER
+from vlmzoo.processing.text import IMAGE, TEMPLATES, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
@@ -345,7 +345,10 @@ def processor_for(
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    if isinstance(tokenizer, (str, Path)):
+        # beside <image>, the template's own tokens take the rows that a model has for added ones
+        controls = TEMPLATES[template_name].controls if template_name in TEMPLATES else []
+        tokenizer = tokenizer_of(tokenizer, (*(controls if _added_rows(model) else ()), IMAGE))
     siglip = model.config.vision.kind == "siglip"
     fit = image_fit or ("squash" if siglip else "crop")
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
@@ -363,6 +366,10 @@ def processor_for(
     )  # fmt: skip
     processor.chat.require_controls(tokenizer)
     return processor
+
+
+def _added_rows(model: ZooModel) -> bool:
+    return bool(getattr(model.config, "tokens", None))
 
 
 def check_vocabulary(model: ZooModel, tokenizer: Any) -> None:
