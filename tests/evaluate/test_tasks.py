@@ -288,7 +288,7 @@ def test_results_are_written_with_their_pictures(tmp_path: Path) -> None:
         assert sample["picture"] == f"asked/{number}.png"
         with Image.open(file.parent / sample["picture"]) as picture:
             assert picture.tobytes() == result.samples[number]["picture"].tobytes()
-    assert sorted(path.name for path in file.parent.iterdir()) == ["asked", "asked.json"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["asked", "asked.json", "asked.rows.jsonl"]
 
 
 def test_tables_for_people() -> None:
