@@ -29,6 +29,7 @@ for _tree in VISIONS.values():
 CONNECTORS: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp"},
     "linear": {"kind": "linear"},
+    "identity": {"kind": "identity"},
     "perceiver": {"kind": "perceiver", "num_latents": 3, "depth": 1, "heads": 2, "dim_head": 8},
 }
 FUSIONS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,8 @@ LANGUAGES: dict[str, dict[str, Any]] = {
     "qwen3": {"kind": "qwen3", **_KV, "head_dim": 16, **_ENDS},
     "gemma": {"kind": "gemma", **_KV, "head_dim": 16, **_ENDS},
     "gemma2": {"kind": "gemma2", **_KV, "head_dim": 16, "query_pre_attn_scalar": 16, **_ENDS},
+    "gemma3_text": {"kind": "gemma3_text", **_KV, "head_dim": 16, "query_pre_attn_scalar": 16, **_ENDS},
+    "granite": {"kind": "granite", **_KV, **_ENDS},
     "phi": {"kind": "phi", **_LLAMA_SIZES, **_ENDS},
     "smollm3": {"kind": "smollm3", **_KV, **_ENDS},
     "olmo2": {"kind": "olmo2", **_KV, **_ENDS},

@@ -273,7 +273,7 @@ CONTRASTIVE = {
         ({"model": {"preset": "llava-tiny", "connector": "mpl"}}, "connector.kind: no connector 'mpl'; did you mean 'mlp'?"),
         ({"model": {"from": "no/such/folder"}}, "no folder 'no/such/folder'"),
         ({"processor": {"template": "shirt"}}, "no template 'shirt'; did you mean 'short'?"),
-        ({"processor": {"tokenizer": "no/such/folder"}}, "tokenizer: cannot read 'no/such/folder'"),
+        ({"processor": {"tokenizer": "no/such/folder"}}, "tokenizer: no folder 'no/such/folder'"),
         ({"learn": {"conector": 1e-3}}, "learn.conector: names no parameter of the model; did you mean 'connector'?"),
         ({"streams": {}}, "streams: names no stream"),
         ({"streams": CONTRASTIVE}, "stream 'pairs' needs a model that Aligns; VisionLM offers Speaks"),
@@ -373,6 +373,25 @@ def test_eval_of_wrong_tasks(world: Path, tmp_path: Path, overrides: list[str], 
     text = refused("eval", world / "trained", world / "run.yaml", *overrides, "--out", tmp_path / "out")
     assert message in text and text.count("\n") == 0, text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rescore_needs_no_model_and_finds_what_eval_found(world: Path, tmp_path: Path) -> None:
+    config = world / "run.yaml"
+    code, before, err = call(
+        "eval", world / "trained", config, "evaluate.tasks.vqa.limit=3", "--out", tmp_path
+    )
+    assert code == 0, err
+    answers = tmp_path / "results" / "eval" / "vqa" / "predictions.jsonl"
+    code, out, err = call("rescore", config, "vqa", answers, "evaluate.tasks.vqa.limit=3")
+    assert code == 0, err
+    assert out.strip() == before.partition("\nwritten to")[0].strip()
+    given = ("evaluate.tasks.vqa.limit=3", "--out", tmp_path, "--when", "again")
+    assert call("rescore", config, "vqa", answers, *given)[0] == 0
+    assert json.loads((tmp_path / "results" / "again" / "vqa.json").read_text())["n"] == 3
+    text = refused("rescore", config, "vqua", answers)
+    assert "evaluate.tasks: no task 'vqua'; did you mean 'vqa'?" in text
+    text = refused("rescore", config, "vqa", answers, "evaluate.tasks.vqa.limit=4")
+    assert "1 of 4 rows have no answer (answers), the first 'scenes/" in text
 
 
 def test_eval_without_model_or_section(world: Path, tmp_path: Path) -> None:

@@ -7,15 +7,29 @@ from pathlib import Path
 import pytest
 
 from vlmzoo.compose import configure, resolve
-from vlmzoo.config import ConfigError
-from vlmzoo.run import read_run
+from vlmzoo.config import ConfigError, load_yaml
+from vlmzoo.registry import names
+from vlmzoo.run import read_run, read_tasks
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "configs" / "experiments"  # its own files: tests/experiment/test_experiment.py
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent != EXPERIMENTS)
+RUNS = [path for path in CONFIGS if "model" in load_yaml(path)]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in CONFIGS if [*load_yaml(path)] == ["evaluate"]),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_tasks_alone_are_read(path: Path) -> None:
+    """Files that only evaluate; their data are the user's."""
+    tasks = read_tasks(load_yaml(path), path.name)
+    assert {task.kind for task in tasks.values()} <= set(names("tasks"))
+    assert all(task.kind == task.data.kind and task.template == "vicuna_v1" for task in tasks.values())
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config_reads(path: Path) -> None:
     run = read_run(path)
     assert run.out.startswith("runs/")

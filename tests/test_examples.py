@@ -36,6 +36,12 @@ PROMISED = {  # what each must print, as patterns
         "not used: .*row 0.*cannot be read",
         r"79.png: .*\(true: It is",
     ],
+    "instruct_from_boxes.py": [
+        "150 records about 150 pictures",
+        r"presence, adversarial +0 +\d+",
+        "human: <image>\n",
+        r"loss \d+\.\d+ at the first steps",
+    ],
     "two_stage_llava.py": [
         "stage 1: loss .* after 4 steps",
         "not used: .*broken.*cannot be read",
@@ -52,6 +58,12 @@ PROMISED = {  # what each must print, as patterns
         r"zero-shot/folder\.json",
     ],
     "few_shot_prompts.py": ["random weights", r"0 demonstrations: 0\.\d+ right of 3", "4 demonstrations"],
+    "train_on_documents.py": [
+        r"step +4  loss",
+        r"not used: .*0_0\.png",
+        r"goes on: '.*'  \(true: 'this is",
+    ],
+    "watch_clips.py": [r"step +4  clips \d", r"8 frames: '.*true: 'a", r"20 frames: '"],
     "export_and_load.py": [r"differ by at most \d", "stock transformers: '"],
 }
 

@@ -40,7 +40,9 @@ def test_lookups_are_exact() -> None:
     for wrong in ("MLP", " mlp", "ml", "mlp2", "", None, 3, ["mlp"]):
         with pytest.raises(KeyError, match="no connector"):
             registry.lookup("connectors", wrong)  # type: ignore[arg-type]
-    with pytest.raises(KeyError, match=r"did you mean 'perceiver'\? \(there are: mlp, linear, perceiver"):
+    with pytest.raises(
+        KeyError, match=r"did you mean 'perceiver'\? \(there are: mlp, linear, identity, perceiver"
+    ):
         registry.lookup("connectors", "percevier")
     with pytest.raises(KeyError, match="did you mean 'connectors'"):
         registry.lookup("connector", "mlp")

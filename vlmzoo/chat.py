@@ -25,9 +25,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from vlmzoo.config import Config, nearest_file
 from vlmzoo.evaluate.loop import evaluating
+from vlmzoo.models.base import within
 from vlmzoo.processing.image import open_image
-from vlmzoo.processing.processor import IMAGE, Processor
-from vlmzoo.processing.text import template
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE, is_jinja, template
 from vlmzoo.types import Part, Row, RowError, Sees, move, require_verb
 
 DOCUMENT = "document"  # beside the names of templates: one text that the model goes on with
@@ -41,8 +42,8 @@ class ChatOptions(Config):
         max_new_tokens: longest answer. num_beams: 1 for none; answers made with beams come whole.
         temperature: of sampling; 0 answers greedily. top_p: sample among the likeliest words of this total probability.
         seed: the n-th answer of a conversation is drawn with seed + n; None draws anew each time.
-        template: how the conversation is written: a name of ``vlmzoo.processing.text.TEMPLATES``, the processor's own
-            if None, or ``document``: pictures and texts in a row, which the model goes on with (Flamingo).
+        template: how the conversation is written: as in :class:`vlmzoo.processing.processor.Processor`, the processor's
+            own if None, or ``document``: pictures and texts in a row, which the model goes on with (Flamingo).
     """
 
     max_new_tokens: PositiveInt = 64
@@ -55,8 +56,8 @@ class ChatOptions(Config):
     @field_validator("template")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
-        if name not in (None, DOCUMENT):
-            template(name)  # type: ignore[arg-type]
+        if name not in (None, DOCUMENT) and not is_jinja(name):
+            template(name)
         return name
 
     def sampling(self) -> dict[str, Any]:
@@ -255,7 +256,7 @@ class Conversation:
 
     @property
     def _plain(self) -> bool:
-        return not self._document and template(self._name).plain
+        return not self._document and self.processor.chat_of(self._name).plain
 
     @property
     def _name(self) -> str:
@@ -330,9 +331,7 @@ class Conversation:
 
     def _room(self, used: int) -> int:
         """Positions left for an answer."""
-        config = self.model.config.get_text_config()
-        known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-        positions = next((number for number in known if number), None)
+        positions = within(None, self.model)
         if positions is None:
             return self.options.max_new_tokens
         if used >= positions:

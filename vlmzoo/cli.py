@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,18 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from vlmzoo import registry
-from vlmzoo.config import ConfigError, load_yaml, nearest, override, read
+from vlmzoo.cli_evaluate import evaluate, rescore
+from vlmzoo.cli_instruct import instruct
+from vlmzoo.cli_parts import Overrides, quiet
+from vlmzoo.config import ConfigError, load_yaml, override, read
 
 app = typer.Typer(
-    help="Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[a.b=c ...]", help="Changes to the config, for example optim.steps=20"),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,6 +38,7 @@ class Layout(str, Enum):
     original = "original"
     original_projector = "original-projector"
     original_lora = "original-lora"
+    openflamingo = "openflamingo"
 
 
 class RowLayout(str, Enum):
@@ -62,9 +59,27 @@ LayoutOptions = Annotated[
         "--option",
         metavar="NAME=VALUE",
         help="An option of the layout: style=mmc4 (interleaved), shard_size=1000 (webdataset, parquet), "
-        "metadata=csv (imagefolder), prompt=... (llava, messages)",
+        "metadata=csv (imagefolder), prompt=... (llava, messages), category=shape (coco)",
     ),
 ]
+
+
+@app.callback()
+def before(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--imports",
+            metavar="FILE",
+            help="A Python file or module of yours that registers parts; repeatable, before the command's name",
+        ),
+    ] = None,
+) -> None:
+    """Flamingo, BLIP, LLaVA and CLIP from shared parts: compose, train, evaluate, export."""
+    if imports:
+        from vlmzoo.imports import import_parts
+
+        import_parts(imports, "--imports")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,20 +108,6 @@ def _is_mistake(error: Exception) -> bool:
     types = sys.modules.get("vlmzoo.types")  # imports torch: whoever did not, raises none of its errors
     own = (types.RowError, types.VerbError) if types else ()
     return isinstance(error, (*USER_MISTAKES, *own))
-
-
-def _quiet() -> None:
-    """Our own log lines on the main process, the libraries' only from warnings on."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    main_process = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("vlmzoo").setLevel(logging.INFO if main_process else logging.ERROR)
-    import transformers
-
-    import vlmzoo.auto  # noqa: F401  (registers the Auto classes)
-
-    transformers.utils.logging.disable_progress_bar()
 
 
 @app.command("list")
@@ -144,55 +145,8 @@ def train(
     from vlmzoo.run import train as fit
 
     run = read_run(config, overrides)
-    _quiet()
+    quiet()
     fit(run, fresh)
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder, a saved model or a Hub id")],
-    config: Annotated[
-        Path, typer.Argument(help="A run file, or a file with an 'evaluate: {tasks: ...}' section")
-    ],
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go; the model's folder by default")] = None,
-    when: Annotated[str, typer.Option(help="Name of this evaluation among the results")] = "eval",
-) -> None:
-    """Run the tasks of a run file on a model and show their tables.
-
-    Stopped, it goes on when the same command is given again. On several processes: accelerate launch -m vlmzoo eval ...
-    """
-    tree = override(load_yaml(config), overrides or [])
-    if "evaluate" not in tree:
-        close = nearest("evaluate", tree)
-        raise ConfigError(f"{config}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
-
-    from vlmzoo import distributed
-    from vlmzoo.evaluate.loop import metric_table, text_table
-    from vlmzoo.evaluate.report import refresh
-    from vlmzoo.run import EvaluateOptions, load
-    from vlmzoo.run import evaluate as run_tasks
-
-    options = read(EvaluateOptions, tree["evaluate"], "evaluate")
-    _quiet()
-    if not options.tasks:
-        raise ConfigError(f"{config}: no evaluate.tasks")
-    folder = out or (Path(model) if Path(model).is_dir() else None)
-    loaded, processor = load(model)
-    distributed.start()
-    if folder is not None:
-        kept = f"results go to {folder / 'results' / when}; stopped, the same command goes on after finished batches"
-        logging.getLogger(__name__).info(kept)
-    found = run_tasks(loaded.to(distributed.device()), processor, options.tasks, when, folder)
-    for name, result in found.items() if distributed.is_main() else ():
-        print(f"\n{name} ({result.n} rows)")
-        print(text_table(metric_table(result.metrics)))
-        if result.table:
-            print("\n" + text_table(result.table))
-    if folder is not None and distributed.is_main():
-        page = refresh(folder)
-        print(f"\nwritten to {folder / 'results' / when}" + (f"; look at {page}" if page else ""))
-    distributed.stop()
 
 
 @app.command()
@@ -250,7 +204,7 @@ def experiment(
     """
     from vlmzoo.experiment import conduct
 
-    _quiet()
+    quiet()
     text, files, complete = conduct(file, overrides, seeds, 0 if report_only else workers, launch)
     print(text)
     print(f"written to {', '.join(map(str, files))}")
@@ -272,7 +226,7 @@ def generate(
     from vlmzoo.folders import load
     from vlmzoo.processing.image import open_image
 
-    _quiet()
+    quiet()
     picture = open_image({"path": image})
     options = ChatOptions(max_new_tokens=max_new_tokens, num_beams=num_beams, temperature=temperature)
     conversation = Conversation(*load(model), options, asker="vlmzoo generate")
@@ -296,7 +250,7 @@ def chat(
     from vlmzoo.types import VerbError, offered
 
     options = read(ChatOptions, override({}, settings or []), "--set")
-    _quiet()
+    quiet()
     shown = [open_image({"path": picture}) for picture in pictures or []]
     loaded, processor = load(model)
     try:
@@ -356,7 +310,7 @@ def demo(
             raise
         raise ConfigError("demo: the page is made with gradio; pip install 'vlmzoo[demo]'") from None
     options = read(ChatOptions, override({}, settings or []), "--set")
-    _quiet()
+    quiet()
     loaded, processor = load(model)
     address, wait = serve(page(loaded, processor, model, options), host, port, share)
     print(f"{model}: {address}", flush=True)
@@ -368,7 +322,8 @@ def export(
     source: Annotated[str, typer.Argument(help="A run folder or a saved model")],
     target: Annotated[Path, typer.Argument(help="The folder to write")],
     to: Annotated[
-        Layout, typer.Option("--to", help="Whose layout: stock transformers', or the LLaVA project's")
+        Layout,
+        typer.Option("--to", help="Whose layout: stock transformers', the LLaVA project's, OpenFlamingo's"),
     ] = Layout.transformers,
     base: Annotated[
         str | None,
@@ -378,7 +333,7 @@ def export(
     """Write a model in a public layout; good only after reading it back there and comparing logits."""
     from vlmzoo.folders import export as write
 
-    _quiet()
+    quiet()
     difference = write(source, target, to.value, base=base)
     reader = "stock transformers" if to is Layout.transformers else "our reader of that layout"
     print(f"{target}: read back by {reader}, logits differ by at most {difference:.1e}")
@@ -392,7 +347,7 @@ def merge(
     """Write a model with LoRA adapters as a plain one, the adapters added into its weights."""
     from vlmzoo.folders import merge as write
 
-    _quiet()
+    quiet()
     print(f"{target}: {write(source, target)} adapters merged into the weights they stood beside")
 
 
@@ -497,3 +452,8 @@ def _show_written(written: Any) -> None:
     print(
         f"    {{{', '.join(f'{key}: {dump_yaml(value).splitlines()[0]}' for key, value in written.config.items())}}}"
     )
+
+
+app.command("eval")(evaluate)
+app.command()(rescore)
+app.command()(instruct)

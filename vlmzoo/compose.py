@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
 from vlmzoo import registry
-from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config
+from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config, readable
+from vlmzoo.hub import projector
 from vlmzoo.models.base import ZooModel, read_weights
 from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
-from vlmzoo.processing.processor import IMAGE, Processor
-from vlmzoo.processing.text import TINY_TOKENIZER, template
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
@@ -57,7 +59,8 @@ def build(
         device: where the parameters are made; ``"meta"`` costs nothing and gives shapes only.
         dtype: of all parameters; float32 by default.
         changes: parts and fields laid over the source: a mapping, a kind's name, or for a tower a Hub id or folder
-            (its sizes and its weights are taken).
+            (its sizes and its weights are taken). ``connector: {"from": path}`` starts the connector from a projector
+            (file, folder or Hub id) of the LLaVA project, or from a folder of ours (whose connector's kind and sizes are taken).
 
     Raises:
         ConfigError: wrong names, unknown keys, sizes that do not fit; with path, value and the nearest valid thing.
@@ -111,6 +114,8 @@ def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         if isinstance(change, Mapping) and name in TOWERS and "from" in change:
             change = _started(tree.get(name) or {}, dict(change), name)
         else:
+            if isinstance(change, Mapping) and name == "connector" and "from" in change:
+                change = {**_published_connector(str(change["from"])), **change}
             change = merge(tree.get(name), change, name)
         tree = {**tree, name: change}
     return tree
@@ -124,9 +129,17 @@ def _started(base: Mapping[str, Any], change: dict[str, Any], name: str) -> dict
     return {**kept, **change}
 
 
+def _published_connector(source: str) -> dict[str, Any]:
+    """The connector's config in one of our folders; a projector file brings none."""
+    folder = Path(located(source))
+    if not is_zoo_folder(folder):
+        return {}
+    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("connector") or {})
+
+
 def _kind_of(source: str, name: str, guess: str) -> str:
     try:
-        published, _ = PreTrainedConfig.get_config_dict(located(source))
+        published, _ = PreTrainedConfig.get_config_dict(readable(source, f"{name}.from"))
     except OSError as error:
         raise ConfigError(
             f"{name}.from: cannot read {source!r}: {' '.join(str(error).split())[:200]}"
@@ -162,7 +175,10 @@ def configure(tree: Mapping[str, Any]) -> PreTrainedConfig:
     }
     for name in ("connector", "fusion"):
         if tree.get(name) is not None:
-            fields[name] = part_config(f"{name}s", tree[name], f"model.{name}").model_dump()
+            part = tree[name]
+            if name == "connector" and isinstance(part, Mapping):
+                part = {key: value for key, value in part.items() if key != "from"}
+            fields[name] = part_config(f"{name}s", part, f"model.{name}").model_dump()
     return schema(**fields)
 
 
@@ -181,6 +197,12 @@ def _start_weights(model: ZooModel, tree: Mapping[str, Any], pretrained: bool) -
         if source:
             _load_part(model, name, str(source))
             starts[name] = str(source)
+    if "language" in starts and getattr(model, "tokens", None) is not None:
+        model.tokens.start_from(model.get_input_embeddings(), model.get_output_embeddings())
+    connector = tree.get("connector")
+    if isinstance(connector, Mapping) and "from" in connector:
+        starts["connector"] = str(connector["from"])
+        _load_connector(model, located(starts["connector"]))
     if pretrained and isinstance(model, DualEncoder) and "text" in starts:
         _load_heads(model, starts["text"])
         starts.update(
@@ -198,7 +220,7 @@ def is_zoo_folder(source: str | Path) -> bool:
 
 
 def _load_part(model: ZooModel, name: str, source: str) -> None:
-    part, source = getattr(model, name), located(source)
+    part, source = getattr(model, name), readable(source, f"{name}.from")
     if is_zoo_folder(source):
         weights = _plain_weights(source, name)
         # A tied weight is saved under one of its names only.
@@ -210,6 +232,28 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
         weights = _grown(weights, part)
     else:
         weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+    if name == "vision":  # at another resolution than it was trained at
+        leading = registry.lookup("visions", model.config.vision.kind).leading
+        weights = fit_positions(weights, part.state_dict(), leading)
+    _put(part, weights, name, source)
+
+
+def _load_connector(model: ZooModel, source: str) -> None:
+    own = model.connector.state_dict()
+    file = projector.find(source)
+    if file is not None:
+        weights = projector.read_projector(file, model.config.connector, own)
+    elif is_zoo_folder(source):
+        weights = _plain_weights(source, "connector")
+    else:
+        raise ConfigError(
+            f"connector.from: {source!r} is no file, folder or Hub id with a projector ({', '.join(projector.FILES)}) "
+            "and no folder of vlmzoo"
+        )
+    _put(model.connector, weights, "connector", source)
+
+
+def _put(part: torch.nn.Module, weights: Mapping[str, torch.Tensor], name: str, source: str) -> None:
     try:
         part.load_state_dict(weights)
     except RuntimeError as error:
@@ -221,7 +265,7 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
 def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
     try:
         weights = read_weights(source, f"{name}.")
-    except (FileNotFoundError, KeyError) as error:
+    except (FileNotFoundError, KeyError, SafetensorError) as error:
         raise ConfigError(f"{name}.from: {error.args[0]}") from None
     if any(is_lora(f"{name}.{key}") for key in weights):
         raise ConfigError(
@@ -258,22 +302,25 @@ def _load_heads(model: DualEncoder, source: str) -> None:
 # --- the processor -----------------------------------------------------------------------------------------------
 
 
-def tokenizer_of(source: str | Path) -> Any:
+def tokenizer_of(source: str | Path, added: Sequence[str] = (IMAGE,)) -> Any:
     """A tokenizer with an ``<image>`` token: ``tiny`` (the embedded one), a Hub id or a folder.
+
+    Args:
+        added: tokens that it is to know; those it lacks get the next ids in this order.
 
     Raises:
         ConfigError: no tokenizer there.
     """
+    folder = TINY_TOKENIZER if str(source) == "tiny" else readable(source, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            TINY_TOKENIZER if str(source) == "tiny" else located(source)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer: cannot read {str(source)!r}: {' '.join(str(error).split())[:200]}"
         ) from None
-    if IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
+    lacking = [token for token in added if token not in tokenizer.get_vocab()]
+    if lacking:
+        tokenizer.add_special_tokens({"extra_special_tokens": lacking}, replace_extra_special_tokens=False)
     return tokenizer
 
 
@@ -284,42 +331,55 @@ def processor_for(
     template_name: str = "short",
     image_fit: str | None = None,
     max_frames: int | None = None,
+    around_image: str | None = None,
 ) -> Processor:
     """The processor that fits a model: its picture size, its number of image tokens, its vocabulary.
 
     Args:
         tokenizer: ``tiny``, a Hub id, a folder, or a tokenizer object.
-        template_name: of ``vlmzoo.processing.text.TEMPLATES``. image_fit: crop, pad or squash; by the tower if None.
+        template_name: of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the tokenizer's own, or a path to a
+            .jinja file. image_fit: crop, pad or squash; by the tower if None.
         max_frames: frames of a video that are used, evenly spaced; None uses all.
+        around_image: a token on both sides of every picture in a prompt.
 
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    chosen = template(template_name)
     tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     siglip = model.config.vision.kind == "siglip"
     fit = image_fit or ("squash" if siglip else "crop")
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
     transform = ImageTransform(model.vision.image_size, fit, mean, std)  # type: ignore[arg-type]
-    rows = model.config.get_text_config().vocab_size
-    highest = max(tokenizer.get_vocab().values())
+    check_vocabulary(model, tokenizer)
     if isinstance(model, DualEncoder):
-        if highest >= rows and tokenizer.convert_tokens_to_ids(IMAGE) < highest:
-            raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
         length = model.config.text.max_position_embeddings
         pads = model.config.text.kind == "siglip"
         return Processor(
             transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
         )
-    chosen.require_controls(tokenizer)
+    processor = Processor(
+        transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
+        frame_tokens=model.frame_tokens, max_frames=max_frames, around_image=around_image,
+    )  # fmt: skip
+    processor.chat.require_controls(tokenizer)
+    return processor
+
+
+def check_vocabulary(model: ZooModel, tokenizer: Any) -> None:
+    """Refuse a tokenizer that writes ids that a model has no row for, or another id in the place of a picture.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    rows = model.config.get_text_config().vocab_size
+    highest, image = max(tokenizer.get_vocab().values()), tokenizer.convert_tokens_to_ids(IMAGE)
+    if isinstance(model, DualEncoder):
+        if highest >= rows and image < highest:
+            raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
+        return
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")
-    if tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_id:
-        own = tokenizer.convert_tokens_to_ids(IMAGE)
+    if image != model.config.image_token_id:
         raise ConfigError(
-            f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {own}"
+            f"image_token_id: the model has {model.config.image_token_id}, the tokenizer's {IMAGE} is {image}"
         )
-    return Processor(
-        transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
-        frame_tokens=model.frame_tokens, max_frames=max_frames,
-    )  # fmt: skip

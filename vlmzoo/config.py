@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 import re
+import socket
 import types
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_validator
@@ -16,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from vlmzoo import registry
 
+log = logging.getLogger(__name__)
 T = TypeVar("T", bound=BaseModel)
 SHIPPED = "vlmzoo:"  # before the name of weights that the package brings along
 MAX_YAML_CHARACTERS = 1_000_000
@@ -42,6 +48,23 @@ def nearest_file(path: Path, pattern: str) -> str:
         folder = folder.parent
     folders = [one.name for one in folder.parent.iterdir() if one.is_dir() and not one.name.startswith(".")]
     return f"no folder {str(folder)!r}; {nearest(folder.name, folders)}"
+
+
+def together(works: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each of several works gives.
+
+    Raises:
+        ConfigError: the mistakes of all of them, a line each.
+    """
+    found, wrong = {}, []
+    for name, work in works.items():
+        try:
+            found[name] = work()
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return found
 
 
 def differences(old: Any, new: Any) -> list[str]:
@@ -85,6 +108,48 @@ def located(source: str | Path) -> str:
         there = [path.name for path in folder.iterdir() if path.is_dir()]
         raise ConfigError(f"nothing named {name!r} is shipped; {nearest(name, there)}")
     return str(folder / name)
+
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def readable(source: str | Path, where: str) -> str:
+    """:func:`located` for a source that is about to be read: a folder or file, or else a name on the Hub.
+
+    A name that can only be a path never goes to the Hub, and a Hub that cannot be reached is not asked again and again:
+    then only what was downloaded before is used.
+
+    Args:
+        where: the key of the source, for messages.
+
+    Raises:
+        ConfigError: nothing there, with the nearest that is.
+    """
+    text = located(source)
+    if Path(text).exists():
+        return text
+    first = text.partition("/")[0]
+    if not _HUB_NAME.fullmatch(text) or first == "runs" or Path(first).is_dir():
+        raise ConfigError(f"{where}: no folder {text!r}; {nearest_file(Path(text or '.'), '[!.]*')}")
+    _look_for_hub()
+    return text
+
+
+def _look_for_hub() -> None:
+    """One look-up of the Hub's address, where its client would ask for half a minute."""
+    from huggingface_hub import constants
+
+    asked_for = str(os.environ.get("HF_HUB_OFFLINE", "")).upper() in constants.ENV_VARS_TRUE_VALUES
+    if asked_for or getproxies():  # a proxy knows addresses that we do not
+        return
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+        constants.HF_HUB_OFFLINE = False
+    except OSError:
+        if not constants.HF_HUB_OFFLINE:
+            log.warning(f"the Hub ({host}) cannot be reached; only what was downloaded before is used")
+        constants.HF_HUB_OFFLINE = True
 
 
 class Config(BaseModel):

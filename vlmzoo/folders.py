@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 
-from vlmzoo.compose import CLASSES, is_zoo_folder
-from vlmzoo.config import ConfigError, located, nearest
-from vlmzoo.hub import adapter, llava, llava_original
+from vlmzoo.compose import is_zoo_folder
+from vlmzoo.config import ConfigError, nearest, readable
+from vlmzoo.hub import adapter, idefics, llava, llava_original, openflamingo, own
 from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
@@ -21,13 +22,23 @@ from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.processing.processor import Processor
 
 
-def load(source: str | Path, *, base: str | Path | None = None, **options: Any) -> tuple[ZooModel, Processor]:
+def load(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[ZooModel, Processor]:
     """A model and its processor from a folder or a Hub id, whatever public layout it has.
 
     Args:
         source: saved by this package (a whole model, or an adapter folder, whose base is loaded first), or a stock
-            ``llava`` folder, or a folder of the LLaVA project (whole, projector only, LoRA).
-        base: the language model of a LLaVA project folder without one; by default what the folder names.
+            ``llava`` or ``idefics`` folder, or a folder of the LLaVA project (whole, projector only, LoRA) or of
+            OpenFlamingo (its ``checkpoint.pt``).
+        base: the language model of a LLaVA project or OpenFlamingo folder without one; by default what the folder names.
+        quantization: ``nf4`` or ``int8`` (bitsandbytes, the extra ``quantize``), or a ``quantization_config`` as transformers
+            takes it: the language model is loaded in few bits, its output head, connector, fusion and tower are not.
+            For our own layout.
         options: for transformers' ``from_pretrained``
             (dtype, device_map, ...), for our own layout.
 
@@ -40,32 +51,42 @@ def load(source: str | Path, *, base: str | Path | None = None, **options: Any) 
     folder = _local(source)
     if adapter.is_adapter(folder):
         base = adapter.find_base(folder)
-        model, _ = load(base, **options)
+        model, _ = load(base, quantization=quantization, **options)
         adapter.apply(model, folder, base)
         model.config.starts = dict.fromkeys(model.parts(), base)
         return model, Processor.from_pretrained(folder)
     if is_zoo_folder(folder):
-        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        cls, _ = next(pair for pair in CLASSES.values() if pair[1].model_type == tree["model_type"])
-        return cls.from_pretrained(folder, **options), Processor.from_pretrained(folder)
+        return own.read(folder, quantization, **options)
+    if quantization is not None:
+        raise ConfigError(
+            f"load: {source}: only folders of vlmzoo are loaded quantised; save it as one first"
+        )
+    try:
+        return _foreign(folder, base)
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(f"load: {source}: {' '.join(str(error).split())[:500]}") from None
+
+
+def _foreign(folder: Path, base: str | Path | None) -> tuple[ZooModel, Processor]:
+    """A folder that is not ours."""
+    if openflamingo.is_openflamingo(folder):
+        return openflamingo.read(folder, base)
     tree = PreTrainedConfig.get_config_dict(folder)[0]
+    if llava_original.is_original(tree):
+        return llava_original.read(folder, base)
+    readers = {"llava": llava.read, "idefics": idefics.read}
     kind = tree.get("model_type")
-    if kind == "llava" or llava_original.is_original(tree):
-        try:
-            return (
-                llava_original.read(folder, base) if llava_original.is_original(tree) else llava.read(folder)
-            )
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"load: {source}: {error}") from None
-    raise ConfigError(
-        f"load: {source} holds a {kind!r} model; known layouts: vlmzoo, stock llava, LLaVA project"
-    )
+    if kind not in readers:
+        raise ConfigError(
+            f"holds a {kind!r} model; known layouts: vlmzoo, stock llava, stock idefics, LLaVA project, OpenFlamingo"
+        )
+    return readers[kind](folder)
 
 
 def _local(source: str | Path) -> Path:
-    folder = Path(located(source))
+    folder = Path(readable(source, "load"))
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not openflamingo.is_openflamingo(folder):
             raise ConfigError(f"load: {str(source)!r} holds no config.json (is the run finished?)")
         return folder
     from huggingface_hub import snapshot_download
@@ -80,7 +101,15 @@ def _local(source: str | Path) -> Path:
         return Path(
             snapshot_download(
                 str(source),
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin"],
+                allow_patterns=[
+                    "*.json",
+                    "*.safetensors",
+                    "*.jinja",
+                    "*.model",
+                    "*.txt",
+                    "*.bin",
+                    openflamingo.CHECKPOINT,
+                ],
             )
         )
     except (
@@ -96,7 +125,7 @@ def _local(source: str | Path) -> Path:
         ) from None
 
 
-LAYOUTS = ("transformers", *llava_original.KINDS)
+LAYOUTS = ("transformers", *llava_original.KINDS, "openflamingo")
 
 
 def export(
@@ -109,8 +138,9 @@ def export(
     """Write a model in a public layout, read it back and compare logits.
 
     Args:
-        layout: ``transformers`` (stock classes), or the LLaVA project's: ``original`` (everything),
-            ``original-projector`` (stage 1), ``original-lora``. Adapters are merged where the layout has none.
+        layout: ``transformers`` (stock classes: llava, or idefics for gated cross-attention), or the LLaVA project's:
+            ``original`` (everything), ``original-projector`` (stage 1), ``original-lora``, or ``openflamingo``. Adapters
+            are merged where the layout has none, added tokens written into the language model's rows.
         force: write into a folder that is not empty.
         base: the language model that a projector or adapters belong to, named in the export and used to check it.
 
@@ -131,7 +161,10 @@ def export(
     model, processor = load(source)
     if layout != "original-lora":
         model.merge_lora()
-    reason = llava.why_not(model) if layout == "transformers" else llava_original.why_not(model, layout)
+    other = _other_side(model, layout)
+    if isinstance(model, VisionLM) and other is not idefics:  # idefics keeps added tokens apart too
+        model.fold_tokens()
+    reason = other.why_not(model, layout) if other is llava_original else other.why_not(model)
     if reason:
         raise ConfigError(f"export: {source}: {reason}")
     building = target.parent / f".{target.name}.building"
@@ -153,12 +186,13 @@ def _exported(
     model: ZooModel, processor: Processor, folder: Path, layout: str, base: str | Path | None
 ) -> float:
     assert isinstance(model, VisionLM)
-    if layout == "transformers":
-        llava.export(model, processor, folder)
-        difference = llava.largest_difference(model, folder, probe(model, processor))
+    other = _other_side(model, layout)
+    if other is llava_original:
+        other.export(model, processor, folder, layout, str(base or ""))
+        difference = other.largest_difference(model, folder, probe(model, processor), base)
     else:
-        llava_original.export(model, processor, folder, layout, str(base or ""))
-        difference = llava_original.largest_difference(model, folder, probe(model, processor), base)
+        other.export(model, processor, folder)
+        difference = other.largest_difference(model, folder, probe(model, processor))
     let_others_read(folder)
     if difference > 1e-3:
         raise ConfigError(
@@ -167,11 +201,20 @@ def _exported(
     return difference
 
 
+def _other_side(model: ZooModel, layout: str) -> ModuleType:
+    """The file of ``vlmzoo.hub`` that writes a layout; which stock class it is depends on how pictures enter."""
+    if layout == "transformers":
+        gated = isinstance(model, VisionLM) and not model.fusion.in_prompt
+        return idefics if gated else llava
+    return openflamingo if layout == "openflamingo" else llava_original
+
+
 def _loading(name: str, layout: str) -> tuple[str, str]:
     """Code that loads an export, and the library it is for."""
     if layout != "transformers":
+        project = "OpenFlamingo" if layout == "openflamingo" else "the LLaVA project"
         return (
-            f'from vlmzoo import load\n\nmodel, processor = load("{name}")  # or the LLaVA project\'s own loader',
+            f'from vlmzoo import load\n\nmodel, processor = load("{name}")  # or with the code of {project}',
             "vlmzoo",
         )
     return (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
@@ -20,12 +20,18 @@ from vlmzoo.config import (
     dump_yaml,
     load_yaml,
     located,
+    nearest,
     override,
     part_of,
     read,
+    readable,
+    together,
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
-from vlmzoo.data.mix import MicroBatches, Order, append_quarantine, read_quarantine
+from vlmzoo.data.documents import DocumentCollate, DocumentOptions
+from vlmzoo.data.group import order_of
+from vlmzoo.data.mix import MicroBatches, append_quarantine, read_quarantine
+from vlmzoo.data.sources import Source
 from vlmzoo.evaluate.loop import Result, save_result, text_table
 from vlmzoo.evaluate.progress import Progress
 from vlmzoo.evaluate.report import note_start
@@ -34,10 +40,12 @@ from vlmzoo.evaluate.tasks import check_tasks
 from vlmzoo.folders import let_others_read, load
 from vlmzoo.hub import adapter
 from vlmzoo.hub.card import run_facts, write_card
-from vlmzoo.models.base import ZooModel
+from vlmzoo.imports import import_parts, local_files
+from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.nn.language import keeps_segments_apart
-from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.processor import Processor, ProcessorOptions
+from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
 from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
 from vlmzoo.training.step import Stream
@@ -45,22 +53,8 @@ from vlmzoo.training.trainer import Trainer, log
 
 OWN_FILES = (  # what --fresh removes from a run's folder
     "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
+    "imports",
 )  # fmt: skip
-
-
-class ProcessorOptions(Config):
-    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
-
-    Attributes:
-        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: how turns are written.
-        image_fit: crop, pad or squash; by the tower if None.
-        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
-    """
-
-    tokenizer: str = "tiny"
-    template: str = "short"
-    image_fit: Literal["crop", "pad", "squash"] | None = None
-    max_frames: PositiveInt | None = None
 
 
 class StreamOptions(Config):
@@ -69,10 +63,16 @@ class StreamOptions(Config):
     Attributes:
         batch_size: rows of one optimiser step, over all processes and micro-batches.
         weight: lambda_m. weights: of the objective's named terms.
-        max_length: longest sample in tokens. template: the processor's own if None.
+        max_length: longest sample in tokens, at the most the model's positions. template: the processor's own if None.
         pack_length: length of packed rows; None pads. Only for spliced models whose language model keeps packed
             texts apart (asked once at the start).
+        group: rows of one step are alike: all with pictures or all without (``modality``, LLaVA's recipe), or of like
+            ``length`` in words. For padded batches; packed ones need neither.
         cache: keep encoded rows in memory, for small data seen many times.
+        format: what form of answer is asked for, on a line after each row's first question: short_answer,
+            option_letter, unanswerable, one_sentence, region_description, region_box (the published words), none,
+            or words of your own.
+        documents: for interleaved documents: windows, pictures kept, previous or next.
     """
 
     data: part_of("datasets")  # type: ignore[valid-type]
@@ -83,7 +83,18 @@ class StreamOptions(Config):
     max_length: PositiveInt | None = None
     template: str | None = None
     pack_length: PositiveInt | None = None
+    group: Literal["modality", "length"] | None = None
     cache: bool = False
+    format: Format = "none"
+    documents: DocumentOptions | None = None
+
+    @model_validator(mode="after")
+    def _cached_stays(self) -> StreamOptions:
+        if self.cache and self.documents is not None and self.documents.draws:
+            raise ValueError(
+                "cache keeps what the first visit drew; documents.window and .next draw anew at each"
+            )
+        return self
 
 
 class EvaluateOptions(Config):
@@ -99,11 +110,15 @@ class RunConfig(Config):
     """A whole run.
 
     Attributes:
-        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor.
+        imports: Python files (from the current folder) or modules of your own, imported before the rest is read; what
+            they register is known. A copy of the files is kept in the run's folder.
+        model: ``{preset: name, part: {...}}``, or ``{from: folder}`` to go on from a saved model and its processor, of
+            which only ``vision: {image_size: side}`` may change; ``quantization: nf4`` loads its language model in few bits.
         learn: what trains and how fast; everything unnamed is frozen.
         out: the run's folder; the trained model is saved there. seed: of weights, order and dropout.
     """
 
+    imports: list[str] = Field(default_factory=list)
     model: dict[str, Any]
     processor: ProcessorOptions | None = None
     learn: LearnTree
@@ -133,7 +148,28 @@ def read_run(source: str | Path | Mapping[str, Any], assignments: list[str] | No
         tree.get("learn"), Mapping
     ):  # so that learn.language.lora.r=8 can be laid over language: 1e-3
         tree["learn"] = {key: as_learn(value) for key, value in tree["learn"].items()}
-    return read(RunConfig, override(tree, assignments or []))
+    tree = override(tree, assignments or [])
+    import_parts(tree.get("imports", []))
+    return read(RunConfig, tree)
+
+
+def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The tasks of a run file's tree, which may be a section ``evaluate: {tasks: ...}`` alone.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: with the path of the mistake; no such section, or no task in it.
+    """
+    if "evaluate" not in tree:
+        close = nearest("evaluate", tree)
+        raise ConfigError(f"{name}: no section 'evaluate'" + ("; " + close if "did you" in close else ""))
+    import_parts(tree.get("imports", []))
+    tasks = read(EvaluateOptions, tree["evaluate"], "evaluate").tasks
+    if not tasks:
+        raise ConfigError(f"{name}: no evaluate.tasks")
+    return tasks
 
 
 def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
@@ -152,17 +188,51 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
         )  # fmt: skip
-    if tree:
-        raise ConfigError(f"model.{next(iter(tree))}: a model that goes on from {source!r} takes no changes")
+    quantization = tree.pop("quantization", None)
+    side = _new_side(tree, str(source), config.learn)
+    if side is not None and quantization is not None:
+        raise ConfigError(
+            "model.vision.image_size: cannot change under quantization, whose run ends as adapters"
+        )
     given = config.processor or ProcessorOptions()
     if "tokenizer" in given.model_fields_set:
         raise ConfigError(f"processor.tokenizer: a model that goes on from {source!r} brings its own")
-    model, processor = load(source)
+    model, processor = load(source, quantization=quantization)
     if given.model_fields_set:
         name = given.template if "template" in given.model_fields_set else None
         processor = processor.changed(name, given.image_fit, given.max_frames)
+    if side is not None and side != model.vision.image_size:
+        model.vision.resize(side)
+        widths = (
+            {"image_tokens": model.image_tokens, "frame_tokens": model.frame_tokens} if isinstance(model, VisionLM) else {}
+        )  # fmt: skip
+        processor = processor.changed(image_size=side, **widths)
     model.config.starts = dict.fromkeys(model.parts(), str(source))
     return model, processor
+
+
+def _new_side(changes: Mapping[str, Any], source: str, learn: LearnTree) -> int | None:
+    """The size of pictures that a model goes on with, the only thing of it that may change; None keeps its own.
+
+    Raises:
+        ConfigError: other changes, or adapters, whose folder could not say it.
+    """
+    for name, change in changes.items():
+        keys = [f"{name}.{key}" for key in change] if isinstance(change, Mapping) else [name]
+        other = next((key for key in keys if key != "vision.image_size"), None)
+        if other is not None:
+            raise ConfigError(
+                f"model.{other}: a model that goes on from {source!r} takes no change but vision.image_size"
+            )
+    if not changes:
+        return None
+    side = changes["vision"].get("image_size")
+    if not isinstance(side, int) or isinstance(side, bool):
+        raise ConfigError(f"model.vision.image_size: wanted a number of pixels, got {side!r}")
+    adapted = next((name for name, how in learn.items() if how.lora is not None), None)
+    if adapted is not None:
+        raise ConfigError(f"model.vision.image_size: cannot change under adapters (learn.{adapted}.lora)")
+    return side
 
 
 def collate_of(
@@ -190,20 +260,47 @@ def collate_of(
     if pack_length is not None and not _can_pack(model):
         log.warning(f"stream {name}: this model cannot be packed, samples are padded instead")
         pack_length = None
-    return LanguageCollate(processor, stream.max_length, stream.template, pack_length)
+    words, longest = format_text(stream.format), within(stream.max_length, model)
+    if stream.documents is None:
+        return LanguageCollate(processor, longest, stream.template, pack_length, words)
+    if words:
+        raise ConfigError(f"streams.{name}.format: {stream.format!r}; documents ask no questions")
+    if stream.documents.next and getattr(model.fusion, "in_prompt", True):
+        raise ConfigError(
+            f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
+        )
+    return DocumentCollate(processor, stream.documents, longest, stream.template, pack_length)
 
 
 def _can_pack(model: ZooModel) -> bool:
     return isinstance(model, VisionLM) and model.fusion.in_prompt and keeps_segments_apart(model.language)
 
 
-def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> dict[str, Stream]:
+def open_sources(config: RunConfig) -> dict[str, Source]:
+    """The data of every stream, before the model takes its time.
+
+    Raises:
+        ConfigError: all that cannot be read, and a folder to go on from that is not there.
+    """
+    base = config.model.get("from")
+    works = {name: options.data.open for name, options in config.streams.items()}
+    found = together({"": lambda: base and readable(str(base), "model.from"), **works})
+    return {name: found[name] for name in works}
+
+
+def make_streams(
+    config: RunConfig, model: ZooModel, processor: Processor, sources: Mapping[str, Source] | None = None
+) -> dict[str, Stream]:
     """The run's streams for this process.
+
+    Args:
+        sources: of :func:`open_sources`, which is called if there are none.
 
     Raises:
         ConfigError: a batch smaller than the shares it is cut into, or data that cannot be read.
     """
     streams = {}
+    sources = sources or open_sources(config)
     pieces = config.trainer.micro_batches * distributed.world_size()
     quarantine = Path(config.out) / "quarantine.jsonl"
     for name, options in config.streams.items():
@@ -212,10 +309,11 @@ def make_streams(config: RunConfig, model: ZooModel, processor: Processor) -> di
                 f"streams.{name}.batch_size: {options.batch_size} rows cannot be cut into {config.trainer.micro_batches} "
                 f"micro-batches on {distributed.world_size()} processes"
             )
-        source = options.data.open()
+        source = sources[name]
         objective = _built(options.objective, model, f"streams.{name}")
         data = MicroBatches(
-            source, collate_of(options, name, objective, model, processor), Order(config.seed, name, len(source)),
+            source, collate_of(options, name, objective, model, processor),
+            order_of(config.seed, name, source, options.batch_size, pieces, options.group),
             options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.cache,
         )  # fmt: skip
         streams[name] = Stream(name, data, objective, options.weight, options.weights)
@@ -267,11 +365,12 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     if not fresh:
         _refuse_another_run(out, tree)
+    sources = open_sources(config)
     torch.manual_seed(config.seed)
     model, processor = starting_model(config)
     if config.trainer.activation_checkpointing:
         model.checkpoint_activations()
-    streams = make_streams(config, model, processor)
+    streams = make_streams(config, model, processor, sources)
     check_tasks(model, config.evaluate.tasks)
 
     def judge(when: str) -> dict[str, Result]:
@@ -316,6 +415,9 @@ def _take_folder(out: Path, tree: dict[str, Any], fresh: bool, streams: dict[str
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+        for file in local_files(tree["imports"]):
+            (out / "imports").mkdir(exist_ok=True)
+            shutil.copyfile(file, out / "imports" / file.name)
         note_start(out, distributed.world_size(), _device_name())
         for name, stream in streams.items():
             append_quarantine(out / "quarantine.jsonl", stream.data.source.rejected, name)
@@ -348,7 +450,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
     """Save the model (of adapters on a saved model only what learnt), its processor and its card; say what was left
     out of the data."""
     if distributed.is_main():
-        if base is not None and model.config.lora:
+        if base is not None and (model.config.lora or getattr(model, "is_quantized", False)):
             _save_adapter(out, model, base)
         else:
             for name in (adapter.FACTS, adapter.TENSORS):  # of an earlier run with adapters
@@ -370,7 +472,7 @@ def _finish(out: Path, model: ZooModel, processor: Processor, base: str | None) 
 def _save_adapter(out: Path, model: ZooModel, base: str) -> None:
     """What learnt, in this run or in the one whose adapters it went on with."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    names |= {name for part in model.config.lora for name in model.adapter_parameters(part)}
+    names |= {name for part in model.config.lora or {} for name in model.adapter_parameters(part)}
     folder = Path(located(base))
     if adapter.is_adapter(folder):
         names |= set(adapter.facts_of(folder)["tensors"])

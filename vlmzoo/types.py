@@ -66,8 +66,15 @@ class Term:
 class Speaks(Protocol):
     """A model that gives probabilities to text (language modelling, answering)."""
 
-    def token_losses(self, batch: Batch) -> Tensor:
-        """Negative log-likelihood of every supervised token, [U] in reading order."""
+    def token_losses(
+        self, batch: Batch, label_smoothing: float = 0.0, logit_rows: int | None = None
+    ) -> Tensor:
+        """Negative log-likelihood of every supervised token, [U] in reading order.
+
+        Args:
+            label_smoothing: weight of the uniform distribution in the target.
+            logit_rows: positions whose logits are made at once; None leaves it to the model.
+        """
 
     def generate(self, **inputs: Any) -> Tensor:
         """Token ids, [B, T]; takes the Processor's output and the arguments of transformers' ``generate``."""
@@ -79,6 +86,14 @@ class Sees(Protocol):
 
     def encode_pictures(self, pixel_values: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] to features [I, 1, N, D], which stand for them in a batch as ``image_features``."""
+
+
+@runtime_checkable
+class Weighs(Protocol):
+    """A model that gives probabilities to many texts after one prompt, which it reads once."""
+
+    def score(self, inputs: Batch, candidates: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
+        """Log-likelihood of each token of every row's texts; inputs are what ``generate`` takes."""
 
 
 @runtime_checkable

@@ -166,7 +166,7 @@ class Talk:
 
     def controls(self) -> list[gr.components.Component]:
         """The options' controls, in the order of ``OPTIONS``."""
-        start = self.options
+        start, own = self.options, self.processor.template
         return [
             gr.Slider(
                 1,
@@ -186,7 +186,9 @@ class Talk:
             gr.Slider(1, max(8, start.num_beams), start.num_beams, step=1, label="Beams"),
             gr.Textbox("" if start.seed is None else str(start.seed), label="Seed (empty draws anew)"),
             gr.Dropdown(
-                [*TEMPLATES, DOCUMENT], value=start.template or self.processor.template, label="Template"
+                list(dict.fromkeys([own, *TEMPLATES, DOCUMENT])),
+                value=start.template or own,
+                label="Template",
             ),
         ]
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.evaluate.stubs import PROCESSOR, SIDE, Speaker, grey, held, mark
+from tests.evaluate.stubs import HELD, PROCESSOR, SIDE, Speaker, grey, held, mark
+from vlmzoo import build, processor_for
 from vlmzoo.config import ConfigError, read_part
 from vlmzoo.evaluate.loop import Result
-from vlmzoo.evaluate.tasks.documents import RandomChoice, read_document
+from vlmzoo.evaluate.progress import Progress
+from vlmzoo.evaluate.tasks.base import Job
+from vlmzoo.evaluate.tasks.documents import read_document
+from vlmzoo.evaluate.tasks.support import RandomChoice, SimilarChoice, features_of, orders
 
 VQA = {"kind": "scenes", "rows": "vqa", "split": "test", "length": 14, "size": SIDE}
 TRAIN = {**VQA, "split": "train", "length": 40}
@@ -215,6 +221,176 @@ def test_examples_are_of_the_querys_task_and_may_lie_elsewhere(tmp_path: Path) -
         few_shot(Speaker(), data=held("t", rows), support=held("t", rows), shots=[4])
 
 
+class Seer(Speaker):
+    """Sees the mean grey of a picture: features [I, 1, N, 2] at an angle that grows with it."""
+
+    def encode_pictures(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        angle = pixel_values.mean(dim=(1, 2, 3))
+        return torch.stack([angle.cos(), angle.sin()], -1)[:, None, None].expand(-1, 1, 3, 2)
+
+
+def greys(name: str, values: list[int], **truth: Any) -> dict[str, str]:
+    """A row a grey, whose answer says it."""
+    rows = [
+        {
+            "images": [grey(value)],
+            "parts": [{"role": "text", "type": "image", "text": None}],
+            "label": None,
+            "id": f"{name}{value}",
+            "source": name,
+            "truth": {"answer": f"g{value}", **truth},
+        }
+        for value in values
+    ]
+    return held(name, rows)
+
+
+def test_similar_examples_stand_nearest_to_the_query() -> None:
+    asked: list[str] = []
+    model = Seer(lambda prompt, picture: asked.append(prompt) or "x")
+    options = {"support": greys("support", [200, 40, 90, 10, 120]), "shots": [1, 3], "choose": "similar"}
+    few_shot(model, data=greys("queries", [100, 0]), example="{answer}", batch_size=3, **options)
+    assert asked == ["g90.", "g10.", "g40. g120. g90.", "g90. g40. g10."]
+    with pytest.raises(ConfigError, match=r"tasks\.shots\.choose: similar needs a model that Sees; Speaker"):
+        few_shot(Speaker(lambda *_: "x"), data=greys("queries", [100]), **options)
+
+
+def test_a_models_own_tower_finds_the_picture_itself() -> None:
+    model = build("flamingo-tiny").eval()
+    processor = processor_for(model)
+    scenes = [grey(0)["image"].resize((32, 32)), *(Image.effect_noise((32, 32), 90) for _ in range(4))]
+    rows = [
+        {
+            "images": [{"image": one.convert("RGB")}],
+            "parts": [{"role": "text", "type": "image", "text": None}],
+        }
+        for one in scenes
+    ]
+    clip = {
+        "images": [{"frames": [rows[1]["images"][0]] * 3}],
+        "parts": [{"role": "text", "type": "video", "text": None}],
+    }
+    with torch.no_grad():
+        found = features_of(Job(model, processor, None, rows), [*rows, clip], None, 4)  # type: ignore[arg-type]
+    assert found.shape == (6, model.vision.dim) and torch.allclose(found.norm(dim=1), torch.ones(6))
+    choose = SimilarChoice(found[[2]], found)
+    assert choose(0, range(5), 3)[-1] == 2
+    assert torch.allclose(found[5], found[1], atol=1e-6)  # a video of one picture looks like it
+
+
+def test_a_resumed_evaluation_knows_which_examples_it_saw(tmp_path: Path) -> None:
+    options = {"support": greys("s", [200, 40, 90]), "shots": [1], "choose": "similar", "example": "{answer}"}
+    task = read_part("tasks", {"kind": "few_shot", "data": greys("q", [100, 0]), **options}).build("t")
+    task.run(Seer(lambda *_: "x"), PROCESSOR, Progress(tmp_path, Seer(), PROCESSOR))
+    greys("s", [70, 40, 90])  # the support set changes under it; the stand-ins may not
+    asked: list[str] = []
+    again = read_part("tasks", {"kind": "few_shot", "data": greys("q", [60, 0]), **options}).build("t")
+    again.run(
+        Seer(lambda prompt, _: asked.append(prompt) or "x"), PROCESSOR, Progress(tmp_path, Seer(), PROCESSOR)
+    )
+    assert asked == ["g70.", "g40."]
+
+
+def test_orders_are_averaged() -> None:
+    """The first order favours the wrong choice, the mean over both the right one."""
+    prompts: list[str] = []
+
+    def likely(prompt: str, text: str, picture: bytes) -> float:
+        prompts.append(prompt)
+        return {"dax.": -2.0, "wug.": -1.0 if prompt == "word2. word3." else -9.0}[text]
+
+    options = {"data": held("docs", [document(0)]), "shots": [2], "mode": "likelihood"}
+    assert few_shot(Speaker(likely=likely), **options).metrics["accuracy_shots_2"] == 0.0
+    both = few_shot(Speaker(likely=likely), permutations=6, **options)
+    assert both.metrics["accuracy_shots_2"] == 1.0 and set(prompts) == {"word2. word3.", "word3. word2."}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 6), st.integers(1, 8), st.integers(0, 9))
+def test_orders(count: int, most: int, seed: int) -> None:
+    found = orders(count, most, seed)
+    assert found[0] == list(range(count)) and len(found) == min(most, math.factorial(count))
+    assert len({tuple(order) for order in found}) == len(found) and found == orders(count, most, seed)
+    assert all(sorted(order) == found[0] for order in found)
+
+
+def test_classes_are_answers_too() -> None:
+    """Rows with labels: top-1, top-2 and a support set with as many of each class."""
+    rows = [
+        {**row, "label": i % 3, "truth": {}}
+        for i, row in enumerate(HELD[greys("c", list(range(0, 90, 10)))["name"]])
+    ]
+    data = held("classes", rows)
+
+    def likely(prompt: str, text: str, picture: bytes) -> float:
+        return {"ant.": -1.0, "bee.": -2.0, "cat.": -3.0}[text]
+
+    options = {"mode": "likelihood", "classes": ["ant", "bee", "cat"], "top": 2, "example": "{answer}"}
+    result = few_shot(Speaker(likely=likely), data=data, support=data, support_limit=6, shots=[2], **options)
+    assert result.metrics["accuracy_shots_2"] == pytest.approx(1 / 3)
+    assert result.metrics["accuracy_top2_shots_2"] == pytest.approx(2 / 3)
+    assert result.metrics["chance"] == pytest.approx(1 / 3)
+    assert result.settings["support_limit"] == 6 and result.settings["seed"] == 0
+    task = read_part(
+        "tasks", {"kind": "few_shot", "data": data, "support": data, "support_limit": 6, **options}
+    ).build("x")
+    task.open()
+    assert sorted(row["label"] for row in task.support.rows) == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ConfigError, match=r"row 'c20' has the label 2; there are 2 classes"):
+        few_shot(Speaker(likely=likely), data=data, support=data, **{**options, "classes": ["ant", "bee"]})
+
+
+def test_area_under_the_curve() -> None:
+    """Two yes, two no: three of the four pairs stand right, one is a tie, by hand (3 + .5) / 4."""
+    chances = {0: 0.9, 10: 0.5, 20: 0.5, 30: 0.1}
+    rows = HELD[greys("memes", list(chances), choices=["yes", "no"])["name"]]
+    for row, answer in zip(rows, ("yes", "yes", "no", "no")):
+        row["truth"]["answer"] = answer
+    marks = {
+        mark(PROCESSOR.transform(row["images"][0]["image"])): chance
+        for row, chance in zip(rows, chances.values())
+    }
+
+    def likely(prompt: str, text: str, picture: bytes) -> float:
+        return math.log(marks[picture] if text == "yes" else 1 - marks[picture])
+
+    data = {"kind": "held_rows", "name": "memes"}
+    result = few_shot(
+        Speaker(likely=likely), data=data, support=data, shots=[1], mode="likelihood", positive="yes", stop=""
+    )
+    assert result.metrics["roc_auc_shots_1"] == pytest.approx(3.5 / 4)
+
+
+def test_other_metrics_and_where_answers_end() -> None:
+    rows = [{**document(0), "truth": {"answers": ["dax"] * 3 + ["wug"] * 7, "shots": 4}}]
+    result = few_shot(
+        Speaker(lambda *_: "dax Question: what"), data=held("v", rows), shots=[1], metric="vqa", stop=";"
+    )
+    assert result.metrics["soft_accuracy_shots_1"] == pytest.approx(0.9)
+    rows = [document(i, answer=text) for i, text in enumerate(("a red cat", "two blue dogs"))]
+    said = iter(("a red cat Output: b", "two blue dogs"))
+    result = few_shot(
+        Speaker(lambda *_: next(said)), data=held("w", rows), shots=[1], metric="captions", stop=";"
+    )
+    assert result.metrics["rouge_l_shots_1"] == 1.0 and result.metrics["cider_d_shots_1"] > 1.0
+    with pytest.raises(ConfigError, match=r"tasks\.shots\.metric: vqa wants 4 annotators' answers"):
+        few_shot(Speaker(), data=held("w", rows), metric="vqa")
+
+
+def test_clips_are_examples() -> None:
+    clips = {"kind": "scenes_clips", "rows": "captions", "length": 4, "size": SIDE, "frames": 3}
+    asked: list[str] = []
+    few_shot(
+        Speaker(lambda prompt, _: asked.append(prompt) or "x"),
+        data={**clips, "split": "test"},
+        support={**clips, "split": "train"},
+        shots=[2],
+        metric="captions",
+        limit=2,
+    )
+    assert len(asked) == 2 and all(prompt.count("Output:") == 3 for prompt in asked)
+
+
 def test_mistakes() -> None:
     docs = held("docs", [document(0)])
     with pytest.raises(ConfigError, match=r"tasks\.shots\.shots: 5 examples wanted; row 'd0' has 4"):
@@ -225,7 +401,7 @@ def test_mistakes() -> None:
         few_shot(Speaker(), data=held("bare", [document(0, choices=None)]), mode="likelihood")
     with pytest.raises(ConfigError, match="5 pictures for 4 chunks"):
         few_shot(Speaker(), data=held("odd", [{**document(0), "truth": {"shots": 3, "answer": "dax"}}]))
-    for wrong in ({"shots": [1, 1]}, {"shots": []}, {"example": "{answer} is it"}, {"choose": "similar"}):
+    for wrong in ({"shots": [1, 1]}, {"shots": []}, {"example": "{answer} is it"}, {"choose": "similar"}, {"support_limit": 3}, {"permutations": 2}, {"top": 2}, {"positive": "dax"}):  # fmt: skip
         with pytest.raises(ValueError):
             few_shot(Speaker(), data=docs, **wrong)
 

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -22,10 +26,12 @@ from transformers import (
 )
 
 from tests.helpers import relative, vision_lm
+from vlmzoo.compose import build, processor_for
 from vlmzoo.config import ConfigError
 from vlmzoo.folders import export, load, merge
-from vlmzoo.hub import llava_original as original
+from vlmzoo.hub import adapter
 from vlmzoo.hub.files import read_whole
+from vlmzoo.run import read_run
 
 SIDE, PATCH, WIDTH, TEXT_WIDTH, PATCHES = 28, 14, 32, 48, 4
 WORDS = ["a red circle and a blue square", "what is this? USER: ASSISTANT: describe the picture"]
@@ -34,7 +40,7 @@ WORDS = ["a red circle and a blue square", "what is this? USER: ASSISTANT: descr
 def tokenizer() -> PreTrainedTokenizerFast:
     """Without ``<image>``, as Vicuna's."""
     core = Tokenizer(models.BPE(unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel()
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     core.train_from_iterator(
         WORDS,
         trainers.BpeTrainer(
@@ -160,8 +166,6 @@ def test_projector_alone_beside_its_base(world: World, tmp_path: Path) -> None:
     model, _ = load(folder)
     assert same(model, world) < 1e-6
     other, _ = load(folder, base=world.folder / "vicuna")
-    other.connector.up.weight.data.zero_()
-    original.read_projector(other, folder / "mm_projector.bin")
     assert same(other, world) < 1e-6
 
 
@@ -230,6 +234,44 @@ def test_there_and_back_is_bit_exact(world: World, tmp_path: Path) -> None:
     assert not missing and all("mm_projector" in n or "vision_tower" in n for n in unexpected)
 
 
+def test_the_projects_model_in_stock_transformers_and_back(world: World, tmp_path: Path) -> None:
+    """The way from published weights to a server: their layout, ours, stock; and the same bits home again."""
+    folder = world.write("to-stock")
+    torch.save({**world.language, **world.projector}, folder / "pytorch_model.bin")
+    assert export(folder, tmp_path / "stock") < 1e-6
+    stock, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "stock", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert same(stock, world) < 1e-6
+    files = {file.name for file in (tmp_path / "stock").iterdir()}
+    assert {
+        "processor_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "tokenizer.json",
+    } <= files
+    stock_processor = AutoProcessor.from_pretrained(tmp_path / "stock")
+    chat = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "what is this?"), ("assistant", "a red circle"))
+    ]
+    written = stock_processor.apply_chat_template(
+        chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
+    )
+    answer = written["input_ids"][written["assistant_masks"].bool()]
+    assert stock_processor.tokenizer.decode(answer).strip() == "a red circle</s>"
+    square = stock_processor.image_processor  # image_aspect_ratio: pad
+    wide = torch.randint(0, 256, (10, 24, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    _, processor = load(folder)
+    ours = processor.prompts([{"images": [{"image": Image.fromarray(wide)}], "id": "wide", "parts": [
+        {"role": "user", "type": "image", "text": None}]}])["pixel_values"]  # fmt: skip
+    assert torch.equal(square(Image.fromarray(wide), return_tensors="pt")["pixel_values"], ours)
+    assert export(tmp_path / "stock", tmp_path / "home", "original") < 1e-6
+    back = read_whole(tmp_path / "home")
+    assert back is not None
+    for name, tensor in {**world.language, **world.projector}.items():
+        assert torch.equal(back[name], tensor), name
+
+
 def test_our_projector_is_theirs(world: World, tmp_path: Path) -> None:
     folder = world.write("stage2")
     torch.save({**world.language, **world.projector}, folder / "pytorch_model.bin")
@@ -242,10 +284,104 @@ def test_our_projector_is_theirs(world: World, tmp_path: Path) -> None:
     assert all(torch.equal(found[n], t) for n, t in world.projector.items())
 
 
+PROJECTORS: dict[str, tuple[dict[str, Any], Any]] = {  # the project's type: our connector, and what it builds
+    "linear": ({"kind": "linear"}, lambda: nn.Linear(WIDTH, WIDTH)),
+    "identity": ({"kind": "identity"}, nn.Identity),
+    **{
+        f"mlp{depth}x_gelu": (
+            {"kind": "mlp", "depth": depth},
+            lambda depth=depth: nn.Sequential(
+                nn.Linear(WIDTH, WIDTH), *[layer for _ in range(depth - 1) for layer in (nn.GELU(), nn.Linear(WIDTH, WIDTH))]
+            ),
+        )
+        for depth in (1, 2, 3, 4)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_every_kind_of_projector_both_ways(kind: str, tmp_path: Path) -> None:
+    connector, theirs = PROJECTORS[kind]
+    vision = {"kind": "clip", **VISION, "feature_layer": -2}
+    language = {"kind": "llama", **TEXT, "hidden_size": WIDTH, "vocab_size": 512}
+    tree = {"class": "vision_lm", "vision": vision, "connector": connector, "language": language}
+    model = build(tree).eval()
+    model.save_pretrained(tmp_path / "ours")
+    processor_for(model).save_pretrained(tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "theirs", "original")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert config["mm_projector_type"] == kind
+    assert (config["mm_hidden_size"], config["vocab_size"], config["tokenizer_model_max_length"]) == (
+        WIDTH,
+        512,
+        256,
+    )
+    tensors = read_whole(tmp_path / "theirs")
+    assert tensors is not None
+    mark = "model.mm_projector."
+    built = theirs()
+    built.load_state_dict(
+        {name.removeprefix(mark): t for name, t in tensors.items() if name.startswith(mark)}
+    )
+    features = torch.randn(2, 1, PATCHES, WIDTH)
+    assert torch.equal(model.connector(features), built(features[:, 0]))
+    again, _ = load(tmp_path / "theirs")
+    assert again.config.connector == model.config.connector
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_a_connector_starts_from_a_published_projector(world: World, tmp_path: Path) -> None:
+    """As stage 2 does: from the project's file or folder, from a folder of ours, from adapters."""
+    base = {"class": "vision_lm", "fusion": "splice", "connector": {"kind": "mlp"}, "image_token_id": 2}
+    tree = {**base, "vision": {"from": str(world.folder / "clip"), "kind": "clip", "feature_layer": -2},
+            "language": {"from": str(world.folder / "vicuna"), "kind": "llama"}}  # fmt: skip
+    torch.save(
+        {f"x.{name}": tensor.half() for name, tensor in world.projector.items()},
+        tmp_path / "mm_projector.bin",
+    )
+    for source in (tmp_path, tmp_path / "mm_projector.bin"):
+        model = build(tree, connector={"from": str(source)})
+        for ours, theirs in (("up", 0), ("down", 2)):
+            wanted = world.projector[f"model.mm_projector.{theirs}.weight"].half().float()
+            assert torch.equal(getattr(model.connector, ours).weight, wanted)
+        assert model.config.starts["connector"] == str(source) and "from" not in model.config.connector
+    linear = build(tree, connector="linear")
+    linear.save_pretrained(tmp_path / "linear")
+    again = build(tree, connector={"from": str(tmp_path / "linear")})  # its kind comes along
+    assert torch.equal(again.connector.project.weight, linear.connector.project.weight)
+    adapter.save(
+        linear,
+        tmp_path / "learnt",
+        tmp_path / "linear",
+        ["connector.project.weight", "connector.project.bias"],
+    )
+    again = build(tree, connector={"from": str(tmp_path / "learnt")})
+    assert torch.equal(again.connector.project.weight, linear.connector.project.weight)
+
+    run = read_run({
+        "model": {**tree, "connector": {"kind": "mlp", "from": str(tmp_path)}}, "learn": {"connector": 1e-3},
+        "streams": {"a": {"data": "scenes", "objective": "language", "batch_size": 2}}, "optim": {"steps": 1}, "out": "x",
+    }, ["model.image_token_id=2", f"processor.tokenizer={world.folder / 'vicuna'}"])  # fmt: skip
+    assert torch.equal(build(run.model).connector.up.bias, model.connector.up.bias)
+    for connector, message in (
+        (
+            {"from": str(tmp_path), "depth": 3},
+            "mm_projector.bin: the weights do not fit the model: 2 missing: down.bias",
+        ),
+        ({"from": str(tmp_path), "kind": "linear"}, "mis-shaped|no rule|missing"),
+        ({"from": str(tmp_path / "linear"), "bias": False}, "does not fit"),
+        ({"from": str(tmp_path / "nowhere")}, "is no file, folder or Hub id with a projector"),
+        ({"form": str(tmp_path)}, "model.connector.form: unknown key"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(tree, connector=connector)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"mm_projector_type": "mlp3x_gelu"}, "mlp3x_gelu"),
+        ({"mm_projector_type": "cabstractor"}, "cabstractor"),
+        ({"mm_projector_type": "mlp3x_gelu"}, "2 missing: connector.down"),
         ({"mm_use_im_start_end": True}, "mm_use_im"),
         ({"mm_vision_tower": None}, "mm_vision_tower"),
         ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature"),
@@ -287,16 +423,15 @@ class Evil:
 
 def test_pickles_run_no_code(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model.mm_projector.0.weight": Evil()}, tmp_path / "mm_projector.bin")
-    model, _ = vision_lm()
     with pytest.raises(ConfigError, match="cannot be read as weights"):
-        original.read_projector(model, tmp_path / "mm_projector.bin")
+        build("llava-tiny", connector={"from": str(tmp_path)})
     assert "ran code" not in capsys.readouterr().out
 
 
 def test_what_the_layout_cannot_hold(tmp_path: Path) -> None:
     for name, changes, message in (
         ("gated", {"fusion": "gated_cross_attention"}, "LLaVA splices"),
-        ("linear", {"connector": "linear"}, "two-layer GELU MLP"),
+        ("perceiver", {"connector": "perceiver"}, "GELU MLP, a linear layer or none"),
         ("gpt2", {"language": "gpt2"}, "Llama"),
         ("siglip", {"vision": "siglip"}, "CLIP"),
     ):

@@ -18,7 +18,7 @@ from vlmzoo.data.scenes.pairs import Pairs
 from vlmzoo.data.sources import Rows
 from vlmzoo.evaluate.tasks.answers import VqaConfig, YesNoConfig
 from vlmzoo.models.media import deal
-from vlmzoo.models.vision_lm import tiny_language, tiny_vision
+from vlmzoo.models.presets import tiny_language, tiny_vision
 from vlmzoo.objectives.contrastive import Contrastive
 from vlmzoo.processing.image import evenly, frames_of, one_picture, open_image
 from vlmzoo.processing.processor import Processor, join_pictures

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
+)
 
 import vlmzoo
 from tests.helpers import LANGUAGES, VISIONS, rows, vision_lm
@@ -28,9 +35,58 @@ TINY = ("clip-tiny", "llava-tiny", "flamingo-tiny")
 
 
 def test_every_preset_has_its_published_total() -> None:
-    assert set(TOTALS) | set(TINY) == set(vlmzoo.available("models"))
+    assert set(TOTALS) | set(TINY) | set(SHAPES) == set(vlmzoo.available("models"))
     for name, total in TOTALS.items():
         assert sum(p.numel() for p in vlmzoo.build(name, device="meta").parameters()) == total, name
+
+
+SHAPES = {  # blocks, their width, and parameters in millions: resampler, blocks, and the whole as the papers print it
+    "flamingo-3b": (24, 2048, 194, 1200, 3200), "flamingo-9b": (10, 4096, 194, 1800, 9300),
+    "flamingo-80b": (12, 8192, 194, 10000, 80000), "openflamingo-3b": (24, 2048, 63, 881, 2558),
+    "openflamingo-4b": (16, 2560, 63, 898, 4039), "openflamingo-9b": (8, 4096, 63, 1116, 8131),
+    "idefics-9b": (8, 4096, 126, 1435, 8930),
+}  # fmt: skip
+FAR = {
+    "flamingo-9b": 0.14,
+    "flamingo-80b": 0.17,
+}  # Granite 8B for Chinchilla 7B; 12 blocks by table 1 make 8.4 B of 10
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_flamingos_have_their_papers_shapes(name: str) -> None:
+    model = vlmzoo.build(name, device="meta")
+    blocks, width, *totals = SHAPES[name]
+    assert len(model.fusion.places) == blocks and model.config.language.hidden_size == width
+    block = model.fusion.blocks[str(model.fusion.places[0])]
+    assert block.feed_forward.down.weight.shape[0] == width
+    assert model.config.image_token_id in model.config.tokens
+    found = {row["part"]: row["parameters"] / 1e6 for row in model.part_table()}
+    for own, printed in zip((found["connector"], found["fusion"], sum(found.values())), totals):
+        assert own == pytest.approx(printed, rel=FAR.get(name, 0.04)), found
+
+
+def test_idefics_has_the_stock_models_parameters() -> None:
+    """The default config of transformers is Idefics 9B's but for the switches named here."""
+    with torch.device("meta"):
+        stock = IdeficsForVisionText2Text(
+            IdeficsConfig(
+                additional_vocab_size=2,
+                alpha_type="vector",
+                cross_layer_interval=4,
+                qk_layer_norms=True,
+                use_resampler=True,
+                perceiver_config={"use_resampler": True, "qk_layer_norms_perceiver": True},
+                vision_config={"embed_dim": 1280},
+            )
+        )
+    model = vlmzoo.build("idefics-9b", device="meta")
+    total = sum(p.numel() for p in stock.parameters())
+    spare = 2 * 2 * 4096  # ours keeps rows of the language model's beside those that stand in for them
+    assert sum(p.numel() for p in model.parameters()) == total + spare
+    assert {tuple(p.shape) for p in model.fusion.parameters()} == {
+        tuple(p.flatten().shape if "alpha" in name else p.shape)
+        for name, p in stock.named_parameters() if "gated_cross_attn" in name
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TINY)

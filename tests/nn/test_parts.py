@@ -1,115 +1,20 @@
-"""The parts on their own: against the reference implementations' vectors, and their invariants."""
+"""The parts on their own: their invariants. Against the reference implementations: tests/models/test_golden_flamingo.py."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from tests.helpers import LANGUAGES, apart
+from tests.helpers import LANGUAGES
 from vlmzoo.config import ConfigError
-from vlmzoo.nn.connectors.gated_cross_attention import GatedBlock, GatedCrossAttention, Gaze
+from vlmzoo.nn.connectors.gated_cross_attention import GatedCrossAttention, Gaze
 from vlmzoo.nn.connectors.perceiver import Perceiver
 from vlmzoo.nn.connectors.splice import Splice
 from vlmzoo.nn.language import head_only_at, keeps_segments_apart, language_config
 from vlmzoo.nn.vision import VisionEncoder, vision_config
-
-GOLDEN = Path(os.environ.get("VLMZOO_GOLDEN", Path(__file__).parent.parent / "golden")) / "flamingo"
-NAMES = {  # reference's name -> ours
-    "0.norm_media": "norm_features", "0.norm_latents": "norm_latents", "0.to_q": "attention.to_q",
-    "0.to_out": "attention.to_out", "1.0": "feed_forward.norm", "1.1": "feed_forward.up", "1.3": "feed_forward.down",
-}  # fmt: skip
-GATED = {
-    "attn_gate": "attention_gate", "ff_gate": "feed_forward_gate", "attn.norm": "norm", "attn.to_q": "attention.to_q",
-    "attn.to_out": "attention.to_out", "ff.0": "feed_forward.norm", "ff.1": "feed_forward.up", "ff.3": "feed_forward.down",
-}  # fmt: skip
-
-
-def case(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
-
-
-def pieces(name: str, tensor: torch.Tensor, prefix: str, table: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Our tensors of one reference tensor; a fused key-value projection becomes two."""
-    stem, _, kind = name.rpartition(".")
-    if stem.endswith("to_kv"):
-        key, value = tensor.chunk(2)
-        return {f"{prefix}attention.to_k.{kind}": key, f"{prefix}attention.to_v.{kind}": value}
-    if name in table:
-        return {prefix + table[name]: tensor}
-    return {f"{prefix}{table[stem]}.{kind}": tensor}
-
-
-def resampler_names(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    whole = {
-        "latents": "latents",
-        "frame_embs": "frame_embeds",
-        "media_time_embs": "media_embeds",
-        "media_pos_emb": "media_embeds",
-    }
-    if name in whole:
-        return {whole[name]: tensor.flatten(0, 1) if tensor.ndim == 3 else tensor}
-    if name.startswith("norm."):
-        return {name: tensor}
-    _, layer, rest = name.split(".", 2)
-    return pieces(rest, tensor, f"layers.{layer}.", NAMES)
-
-
-def renamed(tensors: dict[str, torch.Tensor], kind: str, rename: Any) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{kind}/") and not name.startswith(f"{kind}/inputs/"):
-            found.update(rename(name.removeprefix(f"{kind}/"), tensor))
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("case1_*.json")))
-def test_resampler_is_the_reference(name: str) -> None:
-    facts, tensors = case(name)
-    sizes = facts["resampler"]
-    model = Perceiver(
-        sizes["dim"], num_latents=sizes["num_latents"], depth=sizes["depth"], heads=sizes["heads"], dim_head=sizes["dim_head"],
-        mult=sizes["ff_mult"], frames=sizes["max_num_frames"] or 0, media=sizes["max_num_media"] or 0,
-    )  # fmt: skip
-    model.load_state_dict(renamed(tensors, "weights", resampler_names))
-    x = tensors["inputs/x"].requires_grad_()  # [B, T, F, v, D], without F in one reference
-    features = (x if x.ndim == 5 else x.unsqueeze(2)).flatten(0, 1)
-    place = torch.arange(x.shape[1]).repeat(x.shape[0])
-    out = model(features, place).unflatten(0, x.shape[:2])
-    assert apart(out, tensors["expected/output"]) < 1e-5
-    (out * tensors["inputs/cotangent"]).sum().backward()
-    assert apart(x.grad, tensors["grads/inputs/x"]) < 1e-5
-    for key, gradient in renamed(tensors, "grads", resampler_names).items():
-        assert apart(model.get_parameter(key).grad, gradient) < 1e-5, key
-
-
-@pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("case2_*.json")))
-def test_gated_block_is_the_reference(name: str) -> None:
-    facts, tensors = case(name)
-    sizes = facts["xattn"]
-    dim_visual = sizes.get("dim_visual") or sizes["dim"]
-    block = GatedBlock(
-        sizes["dim"], dim_visual, sizes["heads"], sizes["dim_head"], sizes["ff_mult"], "gelu", False,
-        not sizes["only_attend_immediate_media"], 0,
-    )  # fmt: skip
-    rename = lambda key, tensor: pieces(key, tensor, "", GATED)  # noqa: E731
-    block.load_state_dict(renamed(tensors, "weights", rename))
-    x, media = tensors["inputs/x"].requires_grad_(), tensors["inputs/media"].requires_grad_()
-    out = block(x, Gaze(media, tensors["inputs/media_index"]))
-    defined = tensors["expected/well_defined"].bool()
-    assert apart(out[defined], tensors["expected/output"][defined]) < 1e-5
-    (out * tensors["inputs/cotangent"]).sum().backward()
-    assert apart(x.grad, tensors["grads/inputs/x"]) < 1e-5
-    assert apart(media.grad, tensors["grads/inputs/media"]) < 1e-5
-    for key, gradient in renamed(tensors, "grads", rename).items():
-        assert apart(block.get_parameter(key).grad, gradient) < 1e-5, key
-
 
 # --- Perceiver Resampler -----------------------------------------------------------------------------------------
 

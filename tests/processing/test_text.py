@@ -212,7 +212,9 @@ def test_the_templates_own_control_words_are_control_tokens_where_the_tokenizer_
     ids, labels = processor.supervised(row_of(("user", "say <|im_end|>"), ("assistant", "no <|im_end|>")))
     assert ids.count(start) == 2 and ids.count(end) == 2  # the words inside the turns stay words
     assert labels.count(end) == 1 and labels.count(start) == 0
-    assert labels[-2] == end  # generate stops here: it is the tokenizer's end token
+    assert (
+        labels[-1] == IGNORE_INDEX and labels[-2] == end
+    )  # generate stops here: it is the tokenizer's end token
     tiny = processor_of("tiny", "chatml")
     ids, _ = tiny.supervised(row_of(("user", "hi"), ("assistant", "no")))
     assert "<|im_start|>user" in tiny.decode(ids)  # it has no such tokens: they are spelled
@@ -245,7 +247,11 @@ def test_the_jinja_template_writes_the_same(tokenizer: str, name: str, row: Any)
     assert len(prompt) < len(whole) and whole[: len(prompt)] == prompt
     assert processor.prompts([row])["input_ids"][0].tolist() == prompt
     labels = processor.supervised(row)[1]
-    assert IGNORE_INDEX not in labels[len(prompt) :]  # the last answer, and before it only earlier ones
+    answer = labels[len(prompt) :]  # the last answer; before it only earlier ones
+    answer = answer[: answer.index(IGNORE_INDEX)] if chat.close else answer
+    assert IGNORE_INDEX not in answer
+    closed = processor.decode(whole[len(prompt) + len(answer) :], skip_special_tokens=False)
+    assert closed == chat.close
     assert (
         chat.plain or labels[len(prompt) - 1] == IGNORE_INDEX
     )  # plain drops the question between two answers

@@ -225,6 +225,7 @@ class Faulty(Language):
     """An objective that gives NaN at chosen calls."""
 
     def __init__(self, bad: set[int]) -> None:
+        super().__init__()
         self.calls, self.bad = 0, bad
 
     def __call__(self, model: Any, batch: Any) -> Any:

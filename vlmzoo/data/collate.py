@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlmzoo.processing.processor import Processor, join_pictures
+from vlmzoo.processing.response_formats import with_format
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
 
@@ -26,7 +27,11 @@ class Sample:
 
 
 class Collate(Protocol):
-    """Encode rows, join samples."""
+    """Encode rows, join samples.
+
+    One with the attribute ``draws`` set sees something else of a row on every visit; its ``encode`` takes a third
+    argument, ``key``, that alone decides what.
+    """
 
     def encode(self, row: Row, root: Any = None) -> Sample:
         """One row; raises RowError if it cannot be used."""
@@ -40,8 +45,9 @@ class LanguageCollate:
 
     Args:
         processor: of the model. max_length: longest sample in tokens; None for no bound.
-        template: a template's name, the processor's own if None.
+        template: as a processor's, its own if None.
         pack_length: length of packed rows (at least the longest sample); None pads each sample to the longest.
+        response_format: added after the first question of every row; empty adds nothing.
     """
 
     def __init__(
@@ -50,11 +56,14 @@ class LanguageCollate:
         max_length: int | None = None,
         template: str | None = None,
         pack_length: int | None = None,
+        response_format: str = "",
     ) -> None:
         self.processor = processor
+        self.response_format = response_format
         self.max_length = max_length
         self.template = template
         self.pack_length = pack_length
+        processor.chat_of(template)  # a mistake in its name is told now, not with the first row
 
     def encode(self, row: Row, root: Any = None) -> Sample:
         """Ids, labels and pictures of a row.
@@ -62,6 +71,7 @@ class LanguageCollate:
         Raises:
             RowError: nothing supervised, pictures missing or unreadable, a picture cut by ``max_length``.
         """
+        row = with_format(row, self.response_format)
         ids, labels = self.processor.supervised(row, self.max_length, self.template)
         return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.processor.pictures(row, root))
 

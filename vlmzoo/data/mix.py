@@ -49,12 +49,14 @@ class Order:
         """The row at a position counted from the start of the run."""
         epoch, place = divmod(position, self.rows)
         if epoch not in self._epochs:
-            self._epochs[epoch] = np.random.default_rng(key_of(self.seed, self.stream, epoch)).permutation(
-                self.rows
-            )
+            self._epochs[epoch] = self.arranged(epoch)
             while len(self._epochs) > self.KEPT:
                 self._epochs.popitem(last=False)
         return int(self._epochs[epoch][place])
+
+    def arranged(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch, each once."""
+        return np.random.default_rng(key_of(self.seed, self.stream, epoch)).permutation(self.rows)
 
     def replacement(self, position: int, attempt: int) -> int:
         """The row that stands in when the row at ``position`` is bad, for the given attempt (from 1)."""
@@ -96,6 +98,7 @@ class MicroBatches(Dataset):
         self.batch_size, self.micro_batches = batch_size, micro_batches
         self.rank, self.world, self.quarantine = rank, world, quarantine
         self._listed: set[str] = set()
+        self._draws = getattr(collate, "draws", False)
 
     def positions(self, number: int) -> list[int]:
         """Positions of micro-batch ``number``, counted from the start of the run."""
@@ -115,7 +118,7 @@ class MicroBatches(Dataset):
         index, reason = self.order(position), ""
         for attempt in range(1, REPLACEMENTS + 1):
             try:
-                return self._encoded(index)
+                return self._drawn(index, position) if self._draws else self._encoded(index)
             except RowError as error:
                 reason = str(error)
                 self._list(self.source[index]["id"], reason)
@@ -123,6 +126,11 @@ class MicroBatches(Dataset):
         raise RowError(
             f"stream {self.order.stream}: {REPLACEMENTS} rows in a row cannot be used; the last: {reason}"
         )
+
+    def _drawn(self, index: int, position: int) -> Sample:
+        """A row of which every visit sees something else."""
+        key = key_of(self.order.seed, self.order.stream, "visit", position)
+        return self.collate.encode(self.source[index], self.source.root, key)  # type: ignore[call-arg]
 
     def _encoded(self, index: int) -> Sample:
         if self._cache is None:

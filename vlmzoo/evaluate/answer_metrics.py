@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from vlmzoo.evaluate.metrics import accuracy, named
 
@@ -125,6 +126,7 @@ _DIGITS_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
 
+@lru_cache(1 << 16)  # the same few answers come again and again
 def vqa_normalise(answer: str) -> str:
     """An answer as the VQA challenge compares it (its public evaluation code; the rules are on visualqa.org).
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from vlmzoo import distributed
+from vlmzoo.evaluate.predictions import FILE
 from vlmzoo.evaluate.progress import Partial
 from vlmzoo.evaluate.report import write_whole
 
@@ -35,6 +36,9 @@ class Result:
         curves: what is better drawn than read, each the fields of ``report.Chart``: ``{"title",
             "series": {name: [[x, y] or [x, y, standard error], ...]}, "x", "y", "note"}``. Metrics named
             ``<name>_<axis>_<number>`` (``accuracy_shots_4``) are drawn over their axis without being listed here.
+        predictions: what the model said, a line an answer (see predictions.py). submission: the records that a
+            benchmark's server takes; None where there are none.
+        settings: the task's config, seeds and prompts included: a number means nothing without its protocol.
     """
 
     task: str
@@ -43,6 +47,9 @@ class Result:
     samples: list[dict[str, Any]] = field(default_factory=list)
     n: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    submission: list[dict[str, Any]] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     judged: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -99,19 +106,25 @@ def pick_samples(right: Sequence[bool], most: int) -> list[int]:
 
 
 def save_result(folder: str | Path, when: str, result: Result, model: str = "") -> Path:
-    """Write ``results/<when>/<task>.json``, its pictures and ``<task>.rows.jsonl`` (what was judged, row by row) under a
-    run folder; returns the json's path."""
+    """Write ``results/<when>/<task>.json`` under a run folder, beside it ``<task>.rows.jsonl`` (what was judged, row by
+    row), and in a folder of the task's name pictures, ``predictions.jsonl`` and ``submission.json``; returns the json's
+    path."""
     target = Path(folder) / "results" / when
     pictures = target / result.task
     pictures.mkdir(parents=True, exist_ok=True)
-    tree = asdict(replace(result, samples=[], judged=[]))
-    del tree["judged"]
+    tree = asdict(replace(result, samples=[], predictions=[], submission=None, judged=[]))
+    for name in ("predictions", "submission", "judged"):
+        del tree[name]
     for number, sample in enumerate(result.samples):
         picture = sample["picture"]
         if isinstance(picture, Image.Image):
             picture.save(pictures / f"{number}.png")
             picture = f"{result.task}/{number}.png"
         tree["samples"].append({**sample, "picture": picture})
+    if result.predictions:
+        write_whole(pictures / FILE, "".join(json.dumps(line) + "\n" for line in result.predictions))
+    if result.submission is not None:
+        write_whole(pictures / "submission.json", json.dumps(result.submission))
     lines = target / f"{result.task}{ROWS}"
     lines.unlink(missing_ok=True)  # those of an earlier evaluation
     if result.judged:
@@ -151,6 +164,12 @@ def text_table(rows: Sequence[dict[str, Any]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def result_text(result: Result) -> str:
+    """A result for the terminal: its metrics, and its table where it has one."""
+    tables = [text_table(metric_table(result.metrics)), *([text_table(result.table)] if result.table else [])]
+    return f"{result.task} ({result.n} rows)\n" + "\n\n".join(tables)
 
 
 def _cell(value: Any) -> str:

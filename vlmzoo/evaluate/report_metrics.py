@@ -15,7 +15,7 @@ from vlmzoo.evaluate.report_style import Number, finite, number, short
 CONTROLS = {"swapped": "pictures swapped", "blank": "pictures blank", "shuffled": "shuffled"}
 WHOLES = ("accuracy", "mean_per_class", "worst_group")  # what the level of plain "chance" belongs to
 NEITHER = ("chance", "groups", "length", "words", "yes_ratio")  # neither high nor low is better
-LOWER = ("error", "loss", "nll", "perplexity", "rank", "unanswered")
+LOWER = ("error", "failures", "loss", "nll", "perplexity", "rank", "unanswered")
 NOISE = 2.0  # standard errors that a difference must exceed to be more than noise
 MOST_METRICS = 150
 _AXIS = re.compile(r"(.+)_([a-zA-Z]+)_(\d+(?:\.\d+)?)")

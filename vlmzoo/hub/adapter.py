@@ -56,7 +56,9 @@ def save(model: ZooModel, folder: str | Path, base: str | Path, names: Iterable[
     kept = {name: parameters[name].detach().cpu().contiguous() for name in sorted(names)}
     for stale in target.glob("model*.safetensors*"):
         stale.unlink()  # the folder of an earlier run without adapters
-    model.config.save_pretrained(target)
+    tree = model.config.to_dict()  # of the base as it lies on disk, however it was loaded here
+    tree.pop("quantization_config", None)
+    type(model.config).from_dict(tree).save_pretrained(target)
     save_file(kept, target / TENSORS)
     facts = {"base": str(base), "fingerprint": fingerprint(base), "tensors": list(kept)}
     (target / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")

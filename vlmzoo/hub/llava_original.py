@@ -19,24 +19,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from vlmzoo.compose import build, processor_for
 from vlmzoo.config import ConfigError, located, nearest
-from vlmzoo.hub.files import read_file, read_first, read_whole
+from vlmzoo.hub import projector
+from vlmzoo.hub.files import read_first, read_whole
 from vlmzoo.hub.table import Rule, check_fit, converted
 from vlmzoo.models.vision_lm import VisionLM
-from vlmzoo.nn.lora import is_lora
-from vlmzoo.processing.processor import IMAGE, Processor
+from vlmzoo.nn.lora import is_lora, plain_name
+from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.text import IMAGE
 
-RULES = (
+RULES = (  # and those of the connector
     Rule("language.model.", "model."),
     Rule("language.lm_head.", "lm_head."),
-    Rule("connector.up.", "model.mm_projector.0."),
-    Rule("connector.down.", "model.mm_projector.2."),
     Rule("vision.tower.", "model.vision_tower.vision_tower.vision_model."),
 )
-PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+VOCABULARY = ("language.model.embed_tokens.weight", "language.lm_head.weight")  # a row for every token
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 OTHERS_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 PEFT = "base_model.model."  # what peft writes before every name
-TOWER = "vision_tower"  # folder of the tower beside an exported model
+TOWER = "clip-vision-tower"  # folder of the tower beside an exported model; SGLang wants "clip" in its name
 SELECT = {"patch": "drop", "cls_patch": "keep"}  # their word for what is read of a tower, and ours
 KINDS = ("original", "original-projector", "original-lora")
 
@@ -72,7 +72,7 @@ def read(folder: str | Path, base: str | Path | None = None) -> tuple[VisionLM, 
     tensors |= _projector(folder)
     tensors = {n: t for n, t in tensors.items() if not n.endswith("rotary_emb.inv_freq")}
     model, processor = _shell(folder, tree, base, len(tensors["model.embed_tokens.weight"]))
-    ours = converted(tensors, RULES, to_theirs=False)
+    ours = converted(tensors, rules(model), to_theirs=False)
     if not any(name.startswith("vision.") for name in ours):
         ours |= {name: t for name, t in model.state_dict().items() if name.startswith("vision.")}
     _add_image_row(ours, model)
@@ -86,26 +86,8 @@ def read(folder: str | Path, base: str | Path | None = None) -> tuple[VisionLM, 
     return model.eval(), processor
 
 
-def read_projector(model: VisionLM, file: str | Path) -> None:
-    """Put a projector file (``mm_projector.bin`` of stage 1) into a model's two-layer MLP connector.
-
-    Raises:
-        ConfigError: no projector in the file, or other shapes than the connector's.
-    """
-    tensors = converted(_projector_names(read_file(file)), RULES, to_theirs=False)
-    own = {name: t for name, t in model.state_dict().items() if name.startswith("connector.")}
-    try:
-        check_fit(tensors, own)
-    except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from None
-    model.load_state_dict(tensors, strict=False)
-
-
 def _shell(folder: Path, tree: Mapping[str, Any], base: Any, rows: int) -> tuple[VisionLM, Processor]:
     """The model with its tower's weights only, a row longer where the tokenizer has no ``<image>``, and its processor."""
-    kind = str(tree.get("mm_projector_type", "linear"))
-    if kind != "mlp2x_gelu":
-        raise ConfigError(f"{folder}: mm_projector_type {kind!r}; wanted 'mlp2x_gelu'")
     if tree.get("mm_use_im_start_end") or tree.get("mm_use_im_patch_token"):
         raise ConfigError(
             f"{folder}: marks pictures with tokens of its own (mm_use_im_*), which LLaVA-1.5 does not"
@@ -126,9 +108,9 @@ def _shell(folder: Path, tree: Mapping[str, Any], base: Any, rows: int) -> tuple
                 "from": str(_tower(folder, tree)), "kind": "clip", "cls": SELECT[select],
                 "feature_layer": int(tree.get("mm_vision_select_layer", -2)),
             },
-            "connector": {"kind": "mlp"},
+            "connector": projector.connector_of(str(tree.get("mm_projector_type", "linear"))),
             "fusion": {"kind": "splice"},
-            "language": {"kind": "llama", **_llama(tree), "vocab_size": max(rows, image + 1)},
+            "language": {"kind": "llama", **_llama(tree), "vocab_size": max(rows, 1 + max(tokenizer.get_vocab().values()))},
             "image_token_id": image,
         }
     )  # fmt: skip
@@ -169,7 +151,7 @@ def _named_base(folder: Path, tree: Mapping[str, Any]) -> str:
         else None
     )
     named = named or tree.get("_name_or_path")
-    if not named or not any((folder / name).is_file() for name in (*PROJECTOR_FILES, *ADAPTER_FILES)):
+    if not named or not any((folder / name).is_file() for name in (*projector.FILES, *ADAPTER_FILES)):
         raise ConfigError(f"{folder}: holds no weights" + (" and names no base model" if not named else ""))
     return str(named)
 
@@ -190,26 +172,18 @@ def _base_tensors(base: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _projector(folder: Path) -> dict[str, torch.Tensor]:
-    for names in (PROJECTOR_FILES, OTHERS_FILES):
+    """The tensors of a projector's file, or those that were trained beside adapters; none in a whole model's folder."""
+    for names in (projector.FILES, OTHERS_FILES):
         found = read_first(folder, names)
         if found is not None:
-            return _projector_names(found)
+            return projector.named(found)
     return {}
-
-
-def _projector_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The project strips names up to ``mm_projector`` when it reads them, so anything may stand before it."""
-    mark = "mm_projector."
-    found = {f"model.{mark}{name.partition(mark)[2]}": t for name, t in tensors.items() if mark in name}
-    if not found:
-        raise ConfigError(f"no tensor named *{mark}*; there are: {', '.join(list(tensors)[:3])}")
-    return found
 
 
 def _add_image_row(ours: dict[str, torch.Tensor], model: VisionLM) -> None:
     """Rows for ``<image>`` at the mean of the others: its input is written over, its output never generated."""
     rows = model.get_input_embeddings().num_embeddings
-    for name in ("language.model.embed_tokens.weight", "language.lm_head.weight"):
+    for name in VOCABULARY:
         tensor = ours.get(name)
         if tensor is not None and len(tensor) < rows:
             mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
@@ -247,9 +221,10 @@ def why_not(model: Any, kind: str) -> str | None:
         return f"a {type(model).__name__} is no vision-language model"
     config = model.config
     reasons = {
+        "it was loaded quantised; load it without quantization": not getattr(model, "is_quantized", False),
         f"fusion {config.fusion['kind']!r}; LLaVA splices": config.fusion["kind"] == "splice",
-        f"connector {config.connector}; LLaVA-1.5 has a two-layer GELU MLP":
-            config.connector["kind"] == "mlp" and config.connector["activation"] == "gelu",
+        f"connector {config.connector}; LLaVA has a GELU MLP, a linear layer or none":
+            projector.kind_of(config.connector) is not None,
         f"vision {config.vision.kind!r}; the layout names CLIP towers": config.vision.kind == "clip",
         f"vision.cls {config.vision.cls!r} and feature_layer {config.vision.feature_layer!r}; wanted patches of one numbered layer":
             config.vision.cls in ("drop", "keep") and isinstance(config.vision.feature_layer, int),
@@ -278,34 +253,45 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(model, processor, folder, base)
     processor.tokenizer.save_pretrained(folder)
-    projector = {n: t for n, t in model.state_dict().items() if n.startswith("connector.")}
-    projector = _plain(converted(projector, RULES, to_theirs=True))
+    tensors = exported_tensors(model, processor.tokenizer)
+    connector = _plain({n: t for n, t in tensors.items() if n.startswith(projector.THEIRS)})
     if kind == "original-projector":
-        torch.save(projector, folder / "mm_projector.bin")
+        torch.save(connector, folder / "mm_projector.bin")
     elif kind == "original-lora":
         _write_adapter(model, folder, base)
         torch.save(
-            {PEFT + name: tensor for name, tensor in projector.items()}, folder / "non_lora_trainables.bin"
+            {PEFT + name: tensor for name, tensor in connector.items()}, folder / "non_lora_trainables.bin"
         )
     else:
-        tied = set(model.all_tied_weights_keys or {})
-        tensors = {n: t for n, t in model.state_dict().items() if n not in tied}
-        tensors |= {n: t[:-1] for n, t in tensors.items() if _has_image_row(model, n)}
-        save_file(
-            _plain(converted(tensors, RULES, to_theirs=True)), folder / "model.safetensors", {"format": "pt"}
-        )
+        save_file(_plain(tensors), folder / "model.safetensors", {"format": "pt"})
     model.vision.tower.save_pretrained(folder / TOWER)
     processor.image_processor.save_pretrained(folder / TOWER)
     return folder
 
 
-def _has_image_row(model: VisionLM, name: str) -> bool:
-    """Whether the last row of a tensor is the one that reading added for ``<image>``."""
-    last = model.get_input_embeddings().num_embeddings - 1
-    return model.config.image_token_id == last and name in (
-        "language.model.embed_tokens.weight",
-        "language.lm_head.weight",
-    )
+def rules(model: VisionLM) -> tuple[Rule, ...]:
+    """The table of names: our prefixes and the project's."""
+    return (*RULES, *projector.rules(model.config.connector))
+
+
+def exported_tensors(model: VisionLM, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The whole model under the project's names, the vocabulary cut to what the project knows; adapters left out."""
+    tied = set(model.all_tied_weights_keys or {})
+    kept = {n: t for n, t in model.state_dict().items() if n not in tied and not is_lora(n)}
+    rows = known_rows(model, tokenizer)
+    kept |= {n: kept[n][:rows] for n in VOCABULARY if n in kept}
+    return converted({plain_name(n): t for n, t in kept.items()}, rules(model), to_theirs=True)
+
+
+def known_rows(model: VisionLM, tokenizer: Any) -> int:
+    """Rows of the vocabulary without those added for ``<image>``, padding and a round number.
+
+    Everything from ``<image>`` on is dropped if no token there is a word: a published 7B keeps 32000 of its 32064.
+    """
+    image, rows = model.config.image_token_id, model.get_input_embeddings().num_embeddings
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    words = [id for id in tokenizer.get_vocab().values() if id >= image and id not in added]
+    return rows if words else image
 
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -315,15 +301,23 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _write_config(model: VisionLM, processor: Processor, folder: Path, base: str) -> None:
     vision, language = model.config.vision, model.config.language
     drop = ("kind", "dtype", "model_type")
-    rows = language.vocab_size - (1 if model.config.image_token_id == language.vocab_size - 1 else 0)
+    rows = known_rows(model, processor.tokenizer)
+    padding = language.pad_token_id
     tree = {
         **{key: value for key, value in language.to_dict().items() if key not in drop},
         "vocab_size": rows,
+        "pad_token_id": padding
+        if padding is not None and padding < rows
+        else processor.tokenizer.unk_token_id,
         "model_type": "llava",
         "architectures": ["LlavaLlamaForCausalLM"],
         "mm_vision_tower": _tower_name((model.config.starts or {}).get("vision")),
         "mm_hidden_size": model.vision.dim,
-        "mm_projector_type": "mlp2x_gelu",
+        "mm_projector_type": projector.kind_of(model.config.connector),
+        "mm_projector_lr": None,
+        "mm_patch_merge_type": "flat",
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
         "mm_vision_select_layer": vision.feature_layer,
         "mm_vision_select_feature": next(theirs for theirs, ours in SELECT.items() if ours == vision.cls),
         "image_aspect_ratio": "pad" if processor.transform.fit == "pad" else "square",
@@ -332,7 +326,9 @@ def _write_config(model: VisionLM, processor: Processor, folder: Path, base: str
         "use_mm_proj": True,
         "unfreeze_mm_vision_tower": True,  # else the project drops the tower's weights that stand in the file
         "tokenizer_padding_side": "right",
-        "tokenizer_model_max_length": language.max_position_embeddings,
+        "tokenizer_model_max_length": min(
+            processor.tokenizer.model_max_length, language.max_position_embeddings
+        ),
         "_name_or_path": base,
     }
     (folder / "config.json").write_text(json.dumps(tree, indent=2, sort_keys=True), encoding="utf-8")

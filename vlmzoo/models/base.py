@@ -81,17 +81,36 @@ class ZooModel(PreTrainedModel):
 
     def merge_lora(self) -> int:
         """Add all adapters into the weights they stand beside and forget them; how many layers had one."""
+        self._refuse_quantized("adapters cannot be added into its weights")
         merged = sum(merge_lora(getattr(self, name)) for name in self.config.lora or {})
         self.config.lora = None
         return merged
+
+    def _refuse_quantized(self, what: str) -> None:
+        if getattr(self, "is_quantized", False):
+            raise ConfigError(
+                f"the model was loaded quantised: {what}; load it without quantization, or call its dequantize() first"
+            )
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """transformers' saving.
+
+        Raises:
+            ConfigError: the model was loaded quantised; a run saves what learnt as an adapter folder instead.
+        """
+        self._refuse_quantized("its weights are not what they were and are not saved")
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def adapter_parameters(self, part: str) -> set[str]:
         """Names of the adapters' parameters in a part."""
         return {name for name, _ in self.named_parameters() if name.startswith(f"{part}.") and is_lora(name)}
 
     def plan_dtypes(self, compute: torch.dtype) -> None:
-        """Frozen parameters in the compute dtype, learning ones in float32 (Flamingo, appendix B.1.1)."""
-        for parameter in self.parameters():
+        """Frozen parameters in the compute dtype, learning ones in float32 (Flamingo, appendix B.1.1).
+
+        Quantised weights stay as they are.
+        """
+        for parameter in filter(torch.is_floating_point, self.parameters()):
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
 
     def part_table(self) -> list[dict[str, Any]]:
@@ -115,6 +134,8 @@ class ZooModel(PreTrainedModel):
         tree = getattr(self.config, name, None)
         if isinstance(tree, Mapping):
             return str(tree["kind"])
+        if isinstance(tree, list):
+            return f"{len(tree)} rows"
         return str(getattr(tree, "kind", getattr(tree, "model_type", "parameter")))
 
     def table(self) -> str:
@@ -161,3 +182,10 @@ def read_weights(folder: str | Path, prefix: str) -> dict[str, torch.Tensor]:
     if not found:
         raise KeyError(f"{folder}: no tensor named {prefix}*")
     return found
+
+
+def within(length: int | None, model: ZooModel) -> int | None:
+    """A length in tokens, no more than the positions that a model's language tower has (None: it does not say)."""
+    config = model.config.get_text_config()
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return min((number for number in (length, *known) if number), default=None)

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from vlmzoo.models.base import ZooModel
-from vlmzoo.models.vision_lm import clip_vision, tiny_vision
+from vlmzoo.models.presets import clip_vision, tiny_vision
 from vlmzoo.nn.text import TextEncoder
 from vlmzoo.nn.vision import EXTRAS, VisionEncoder
 from vlmzoo.types import Batch

@@ -5,6 +5,9 @@ Shapes: B rows, T queries, M keys, H heads, E head width, D width of the queries
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from transformers import initialization as init
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "sq_relu": lambda x: F.relu(x).square(), "silu": F.silu}
 KeysValues = tuple[Tensor, Tensor]  # each [B, H, M, E]
+Norm = Callable[[int], nn.Module]  # a width to the norm of that width
 
 
 def init_plain(module: nn.Module) -> None:
@@ -20,10 +24,15 @@ def init_plain(module: nn.Module) -> None:
         init.normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         init.ones_(module.weight)
-        if module.bias is not None:
+        if getattr(module, "bias", None) is not None:
             init.zeros_(module.bias)
+
+
+def norm_of(kind: str, eps: float = 1e-5) -> Norm:
+    """``layer`` (with scale and shift) or ``rms`` (with scale), as a function of the width."""
+    return partial({"layer": nn.LayerNorm, "rms": nn.RMSNorm}[kind], eps=eps)
 
 
 class Component(nn.Module):
@@ -51,10 +60,12 @@ class CrossAttention(nn.Module):
         dim: width D of the queries and of the output.
         context_dim: width C of the context.
         heads, dim_head: H heads of E channels; H * E need not equal D.
-        qk_norm: layer norm per head on queries and keys (Idefics' resampler).
+        qk_norm: the norm per head on queries and keys (Idefics: layer norm in the resampler, RMS in the blocks).
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int, dim_head: int, qk_norm: bool = False) -> None:
+    def __init__(
+        self, dim: int, context_dim: int, heads: int, dim_head: int, qk_norm: Norm | None = None
+    ) -> None:
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
@@ -62,8 +73,8 @@ class CrossAttention(nn.Module):
         self.to_k = nn.Linear(context_dim, inner, bias=False)
         self.to_v = nn.Linear(context_dim, inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
-        self.q_norm = nn.LayerNorm(dim_head) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(dim_head) if qk_norm else nn.Identity()
+        self.q_norm = qk_norm(dim_head) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(dim_head) if qk_norm else nn.Identity()
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Keys and values of a context [B, M, C]: two tensors [B, H, M, E]."""
@@ -82,34 +93,65 @@ class CrossAttention(nn.Module):
         Returns:
             [B, T, D].
         """
-        keys, values = keys_values
-        queries = self.q_norm(rearrange(self.to_q(x), "b t (h e) -> b h t e", h=self.heads))
-        if mask is None:
-            attended = F.scaled_dot_product_attention(queries, keys, values)
-        else:
-            blind = ~mask.any(
-                dim=-1, keepdim=True
-            )  # [B, T, 1]; softmax over nothing is NaN, so let it look, then zero
-            attended = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=(mask | blind)[:, None]
-            )
-            attended = attended.masked_fill(blind[:, None], 0.0)
+        return self.joined(attend(self.queries(x), *keys_values, mask))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries of [B, T, D]: [B, H, T, E]."""
+        return self.q_norm(rearrange(self.to_q(x), "b t (h e) -> b h t e", h=self.heads))
+
+    def joined(self, attended: Tensor) -> Tensor:
+        """The output [B, T, D] from what each head attended to, [B, H, T, E]."""
         return self.to_out(rearrange(attended, "b h t e -> b t (h e)"))
 
 
-class FeedForward(nn.Module):
-    """Layer norm, widen by ``mult``, activate, narrow; no biases in the linears (Flamingo, appendix A.1)."""
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of [B, H, T, E] to keys and values [B, H, M, E] by SDPA: [B, H, T, E].
 
-    def __init__(self, dim: int, mult: int = 4, activation: str = "gelu") -> None:
+    Args:
+        mask: booleans [B, T, M] or [B, 1, M], True where a query may look. A query that may look nowhere gives exactly
+            0: softmax over nothing is NaN, so it looks everywhere and its result is zeroed.
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(queries, keys, values)
+    blind = ~mask.any(dim=-1, keepdim=True)  # [B, T, 1]
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(mask | blind)[:, None])
+    return attended.masked_fill(blind[:, None], 0.0)
+
+
+class FeedForward(nn.Module):
+    """Norm, widen, activate, narrow; no biases in the linears (Flamingo, appendix A.1).
+
+    Args:
+        dim: width D. mult: the inner width is ``mult * dim`` unless ``hidden`` says it.
+        activation: a name of ``ACTIVATIONS``.
+        norm: of the input.
+        gated: multiply the inner values by those of a second linear layer (Shazeer 2020, section 2: with silu SwiGLU).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mult: int = 4,
+        activation: str = "gelu",
+        *,
+        norm: Norm = nn.LayerNorm,
+        hidden: int | None = None,
+        gated: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, dim * mult, bias=False)
-        self.down = nn.Linear(dim * mult, dim, bias=False)
+        inner = hidden or dim * mult
+        self.norm = norm(dim)
+        self.gate = nn.Linear(dim, inner, bias=False) if gated else None
+        self.up = nn.Linear(dim, inner, bias=False)
+        self.down = nn.Linear(inner, dim, bias=False)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D], without the residual."""
-        return self.down(ACTIVATIONS[self.activation](self.up(self.norm(x))))
+        x = self.norm(x)
+        activate = ACTIVATIONS[self.activation]
+        inner = activate(self.up(x)) if self.gate is None else activate(self.gate(x)) * self.up(x)
+        return self.down(inner)
 
 
 def rows_of(x: Tensor, rows: int) -> Tensor:

@@ -10,20 +10,25 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
-from vlmzoo.config import ConfigError, located, nearest
+from vlmzoo.config import ConfigError, nearest, readable
 
 
 @dataclass(frozen=True)
 class TowerKind:
-    """One family of transformers towers.
+    """One family of transformers towers, or of a tower that is registered with transformers' Auto classes.
 
     Attributes:
-        config: name of its config class in transformers.
+        config: its config class, or the name of one of transformers' own.
         leading: tokens before the patches (a CLS token).
     """
 
-    config: str
+    config: str | type[PreTrainedConfig]
     leading: int = 0
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        """The class that ``config`` is or names."""
+        return getattr(transformers, self.config) if isinstance(self.config, str) else self.config
 
 
 def read_tower(
@@ -39,7 +44,7 @@ def read_tower(
     Raises:
         ConfigError: unknown fields (with the nearest), wrong types, impossible sizes.
     """
-    cls = getattr(transformers, kind.config)
+    cls = kind.config_class
     known = (
         {f.name for f in fields(cls)}
         | set(getattr(cls, "attribute_map", {}))
@@ -78,7 +83,7 @@ def _first_line(error: Exception) -> str:
 def _published_sizes(source: str, cls: type, kind: TowerKind, where: str) -> dict[str, Any]:
     """The tower's own section of a published config.json."""
     try:
-        tree, _ = PreTrainedConfig.get_config_dict(located(source))
+        tree, _ = PreTrainedConfig.get_config_dict(readable(source, f"{where}.from"))
     except OSError as error:
         raise ConfigError(f"{where}.from: cannot read {source!r}: {_first_line(error)}") from None
     for name in ("vision", "vision_config", "language", "text", "text_config"):
@@ -87,8 +92,10 @@ def _published_sizes(source: str, cls: type, kind: TowerKind, where: str) -> dic
             tree = dict(inner)
             break
     if tree.get("model_type") != cls.model_type:
+        whole = "mm_vision_tower" in tree or "mm_projector_type" in tree
         raise ConfigError(
             f"{where}.from: {source!r} holds {tree.get('model_type')!r}, wanted {cls.model_type!r}"
+            + ("; it is a folder of the LLaVA project, which load reads whole" if whole else "")
         )
     drop = ("model_type", "transformers_version", "architectures", "torch_dtype", "dtype", "_name_or_path")
     return {key: value for key, value in tree.items() if key not in drop}

@@ -5,11 +5,14 @@ Shapes: I pictures, H x W pixels, N visual tokens (patches, and the CLS token wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 
@@ -54,8 +57,8 @@ def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfi
         raise ConfigError(
             f"vision.cls: a {config.kind} tower has no CLS token, so {config.cls!r} is impossible"
         )
-    layers = config.num_hidden_layers
     for layer in feature_layers(config):
+        layers = config.num_hidden_layers
         if not -layers - 1 <= layer <= -1:
             raise ConfigError(
                 f"vision.feature_layer: {layer}; a tower of {layers} layers has -{layers} to -1, "
@@ -105,10 +108,13 @@ class VisionEncoder(Component):
             for name, parameter in self.tower.named_parameters():
                 if "position_embedding" in name:
                     nn.init.normal_(parameter, std=config.position_std)
-        self.last: nn.Module | None = None
-        if feature_layers(config):
-            owner, name, layers = layer_stack(self.tower, config.num_hidden_layers)
-            used = len(layers) + 1 + max(feature_layers(config))
+        self._use_layers()
+
+    def _use_layers(self) -> None:
+        """Layers above the highest that is read are not run."""
+        if feature_layers(self.config):
+            owner, name, layers = layer_stack(self.tower, self.config.num_hidden_layers)
+            used = len(layers) + 1 + max(feature_layers(self.config))
             setattr(owner, name, UsedLayers(layers, max(used, 1)))
 
     def init_weights(self) -> None:
@@ -136,6 +142,29 @@ class VisionEncoder(Component):
         patches = (self.image_size // int(self.config.patch_size)) ** 2
         leading = registry.lookup("visions", self.config.kind).leading
         return {"drop": patches, "keep": patches + leading, "only": leading}[self.config.cls]
+
+    def resize(self, side: int) -> None:
+        """Take pictures of another size: the position embeddings are interpolated, every other weight stays.
+
+        The parameters are new objects, so this comes before an optimiser is made.
+
+        Args:
+            side: of the square pictures, in pixels.
+
+        Raises:
+            ConfigError: no multiple of the patch.
+        """
+        patch = int(self.config.patch_size)
+        if side <= 0 or side % patch:
+            raise ConfigError(f"vision.image_size: {side} is no multiple of the patch's {patch} pixels")
+        weights = self.tower.state_dict()
+        some = next(self.tower.parameters())
+        self.config.image_size = side
+        with torch.device(some.device):
+            self.tower = tower_of(self.config).to(some.dtype).train(self.tower.training)
+        leading = registry.lookup("visions", self.config.kind).leading
+        self.tower.load_state_dict(fit_positions(weights, self.tower.state_dict(), leading))
+        self._use_layers()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] to tokens [I, N, D] of the chosen layer."""
@@ -192,6 +221,36 @@ def _catch(layers: nn.ModuleList, layer: int, caught: dict[int, Tensor]) -> Any:
     return layers[layer].register_forward_hook(
         lambda module, args, out: caught.update({layer: out[0] if isinstance(out, tuple) else out})
     )
+
+
+def fit_positions(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], leading: int
+) -> dict[str, Tensor]:
+    """A tower's weights with its position embeddings interpolated to the grid that is wanted, where it differs.
+
+    Bicubic between the centres of patches, as ViT is fine-tuned at another resolution (Dosovitskiy et al. 2021, section
+    3.2); the embeddings of leading tokens (CLS) stay.
+
+    Args:
+        weights, wanted: by the same names; position embeddings are [.., leading + rows * rows, D].
+    """
+    return {
+        name: _resized(tensor, wanted[name].shape, leading)
+        if "position_embedding" in name and name in wanted and tensor.shape != wanted[name].shape
+        else tensor
+        for name, tensor in weights.items()
+    }
+
+
+def _resized(table: Tensor, shape: torch.Size, leading: int) -> Tensor:
+    rows, wanted = (math.isqrt(size - leading) for size in (table.shape[-2], shape[-2]))
+    if table.shape[-1] != shape[-1] or rows**2 + leading != table.shape[-2]:
+        return table  # another width, or no square grid: loading says so
+    first, patches = table.float().reshape(-1, table.shape[-1]).split([leading, rows**2])
+    grid = rearrange(patches, "(h w) d -> 1 d h w", h=rows)
+    grid = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)
+    made = torch.cat([first, rearrange(grid, "1 d h w -> (h w) d")])
+    return made.reshape(shape).to(table.dtype)
 
 
 def tower_of(config: PreTrainedConfig) -> nn.Module:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
+from vlmzoo.config import Config
 from vlmzoo.processing.image import ImageTransform, frames_of, open_image
-from vlmzoo.processing.text import Segment, SegmentTokenizer, Template, template
+from vlmzoo.processing.jinja import JinjaTemplate, chat_of
+from vlmzoo.processing.text import IMAGE, Segment, SegmentTokenizer, Template
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
-IMAGE = "<image>"
+
+class ProcessorOptions(Config):
+    """Text and picture processing; a model that goes on from a folder brings a tokenizer, the rest can be changed.
+
+    Attributes:
+        tokenizer: ``tiny`` (embedded), a Hub id or a folder. template: as :class:`Processor`'s.
+        image_fit: crop, pad or squash; by the tower if None.
+        max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
+    """
+
+    tokenizer: str = "tiny"
+    template: str = "short"
+    image_fit: Literal["crop", "pad", "squash"] | None = None
+    max_frames: PositiveInt | None = None
 
 
 class Processor(ProcessorMixin):
@@ -23,11 +40,13 @@ class Processor(ProcessorMixin):
 
     Args:
         image_processor: a stock transformers image processor (its PIL class); ``ImageTransform`` does its arithmetic.
-        tokenizer: of transformers. chat_template: Jinja; written from ``template`` if None.
+        tokenizer: of transformers. chat_template: Jinja; that of ``template`` if None.
         image_tokens: ids for one ``<image>`` in a prompt (1 for gated fusion, 0 for a dual encoder).
         frame_tokens: ids more for each further frame of a video (0 where a video takes as many as a picture).
         max_frames: frames of a video that are used, evenly spaced with both ends kept; None uses all.
-        template: a name of ``vlmzoo.processing.text.TEMPLATES``.
+        template: how turns are written: a name of ``vlmzoo.processing.text.TEMPLATES``, ``tokenizer`` for the chat
+            template that the tokenizer brings along, or a path to a .jinja file.
+        around_image: a token that stands on both sides of every picture in a prompt (Idefics), None for none.
         max_length: longest text of a dual encoder, in tokens; padding always goes to it if ``pad_to_max``.
     """
 
@@ -42,8 +61,10 @@ class Processor(ProcessorMixin):
         pad_to_max: bool = False,
         frame_tokens: int = 0,
         max_frames: int | None = None,
+        around_image: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.around_image = around_image
         self.image_tokens = image_tokens
         self.frame_tokens = frame_tokens
         self.max_frames = max_frames
@@ -52,50 +73,72 @@ class Processor(ProcessorMixin):
         self.pad_to_max = pad_to_max
         self.image_token = IMAGE
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
-        super().__init__(
-            image_processor, tokenizer, chat_template=chat_template or self._jinja(tokenizer, template)
-        )
+        own = chat_of(template, tokenizer, chat_template)
+        self._chats = {template: own}
+        jinja = own.jinja(tokenizer.bos_token or "", tokenizer.eos_token or "")
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or jinja)
         self.transform = ImageTransform.of(image_processor)
-        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens, frame_tokens)
-
-    @staticmethod
-    def _jinja(tokenizer: Any, name: str) -> str:
-        return template(name).jinja(tokenizer.bos_token or "", tokenizer.eos_token or "")
+        around = None if around_image is None else tokenizer.convert_tokens_to_ids(around_image)
+        self.segments = SegmentTokenizer(tokenizer, self.image_token_id, image_tokens, frame_tokens, around)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds: the stock block and the plain numbers."""
         tree = super().to_dict()
-        for name in ("transform", "segments", "image_token", "image_token_id"):
+        for name in ("transform", "segments", "image_token", "image_token_id", "_chats"):
             tree.pop(name, None)
         return tree
 
     def changed(
-        self, template_name: str | None = None, image_fit: str | None = None, max_frames: int | None = None
+        self,
+        template_name: str | None = None,
+        image_fit: str | None = None,
+        max_frames: int | None = None,
+        image_size: int | None = None,
+        image_tokens: int | None = None,
+        frame_tokens: int | None = None,
     ) -> Processor:
-        """The same processor with another template, fit of pictures or bound on frames; None keeps its own.
+        """The same processor with something else about it; None keeps its own.
+
+        Args:
+            template_name: how turns are written. image_fit: crop, pad or squash. max_frames: bound on frames.
+            image_size: side of pictures in pixels, with which image_tokens and frame_tokens, the ids of a picture and of
+                each further frame, may change.
 
         Raises:
             ConfigError: no such template, or one whose control tokens the tokenizer lacks.
         """
         name = template_name or self.template
-        template(name).require_controls(self.tokenizer)
-        transform = replace(self.transform, fit=image_fit or self.transform.fit)  # type: ignore[arg-type]
+        self.chat_of(name).require_controls(self.tokenizer)
+        fit, size = image_fit or self.transform.fit, image_size or self.transform.size
+        transform = replace(self.transform, fit=fit, size=size)  # type: ignore[arg-type]
         return Processor(
             transform.stock(),
             self.tokenizer,
             chat_template=self.chat_template if name == self.template else None,
-            image_tokens=self.image_tokens,
+            image_tokens=self.image_tokens if image_tokens is None else image_tokens,
             template=name,
             max_length=self.max_length,
             pad_to_max=self.pad_to_max,
-            frame_tokens=self.frame_tokens,
+            frame_tokens=self.frame_tokens if frame_tokens is None else frame_tokens,
             max_frames=max_frames or self.max_frames,
+            around_image=self.around_image,
         )
 
     @property
-    def chat(self) -> Template:
+    def chat(self) -> Template | JinjaTemplate:
         """The template in use."""
-        return template(self.template)
+        return self.chat_of()
+
+    def chat_of(self, name: str | None = None) -> Template | JinjaTemplate:
+        """A template by name, the one in use by default.
+
+        Raises:
+            ConfigError: no such template, or one that cannot be trained on.
+        """
+        name = name or self.template
+        if name not in self._chats:
+            self._chats[name] = chat_of(name, self.tokenizer)
+        return self._chats[name]
 
     # --- training --------------------------------------------------------------------------------------------
 
@@ -127,7 +170,7 @@ class Processor(ProcessorMixin):
         Raises:
             RowError: a turn order that cannot be written, a video that is no list of frames.
         """
-        segments = template(name or self.template).segments(row["parts"], prompt=prompt)
+        segments = self.chat_of(name).segments(row["parts"], prompt=prompt)
         kinds = [part["type"] for part in row["parts"] if part["type"] != "text"]
         if "video" not in kinds:
             return segments
@@ -224,11 +267,11 @@ class Processor(ProcessorMixin):
     def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
         """Arguments of transformers' ``generate`` that end an answer where the template ends one."""
         fill, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        after = "" if document else template(name or self.template).answer[1]
-        text, *controls = self.segments.split(after)
+        text, *controls = self.segments.split("" if document else self.chat_of(name).ending)
         ends = [end] if end is not None else []
-        if controls and not text:
-            ends.append(self.segments.controls[controls[0]])
+        if controls and not text.strip():
+            text, control = "", self.segments.controls[controls[0]]
+            ends.extend([control] if control not in ends else [])
         words = {"stop_strings": [text], "tokenizer": self.tokenizer} if text else {}
         return {"eos_token_id": ends or None, "pad_token_id": end if fill is None else fill, **words}
 
@@ -246,7 +289,8 @@ class Processor(ProcessorMixin):
             text: one text or several. Texts are left-padded for generation.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``pixel_values``, those that were asked for.
+            ``input_ids``, ``attention_mask`` and ``pixel_values``, those that were asked for (and with
+            ``return_offsets_mapping`` where tokens and pictures stand in the text, for transformers' label masks).
 
         Raises:
             ValueError: a text whose places and pictures differ in number, or a picture given by name (a path or
@@ -257,23 +301,38 @@ class Processor(ProcessorMixin):
         if texts and self.image_tokens and len(nested) != len(texts):
             raise ValueError(f"{len(texts)} texts and {len(nested)} lists of pictures")
         data: dict[str, Tensor] = {}
+        places: dict[str, Any] = {}
         if texts and self.image_tokens:
             for number, (one, pictures) in enumerate(zip(texts, nested, strict=True)):
                 if one.count(IMAGE) != len(pictures):
                     raise ValueError(
                         f"text {number} has {one.count(IMAGE)} {IMAGE} places and {len(pictures)} pictures"
                     )
-            expanded = [one.replace(IMAGE, IMAGE * self.image_tokens) for one in texts]
-            ids = self.tokenizer(expanded, add_special_tokens=kwargs.pop("add_special_tokens", False))[
-                "input_ids"
-            ]
-            data.update(self.pad(ids, side="left"))
+            around = self.around_image or ""
+            place = around + IMAGE * self.image_tokens + around
+            expanded = [one.replace(IMAGE, place).replace(around + around, around) for one in texts]
+            where = bool(kwargs.get("return_offsets_mapping"))  # asked for label masks
+            special = kwargs.get("add_special_tokens", False)
+            encoded = self.tokenizer(expanded, add_special_tokens=special, return_offsets_mapping=where)
+            data.update(self.pad(encoded["input_ids"], side="left"))
+            if where:
+                longest = data["input_ids"].shape[1]
+                rows = encoded["offset_mapping"]
+                places["offset_mapping"] = [[(0, 0)] * (longest - len(row)) + row for row in rows]
+                places["text_replacement_offsets"] = list(map(self._expansions, texts, expanded))
         elif texts:
             data.update(self.texts(texts))
         flat = [picture for pictures in nested for picture in pictures]
         if flat:
             data["pixel_values"] = torch.stack([self.transform(open_image({"image": one})) for one in flat])
-        return BatchFeature(data, tensor_type=return_tensors)
+        batch = BatchFeature(data, tensor_type=return_tensors)
+        batch.update(places)
+        return batch
+
+    def _expansions(self, text: str, expanded: str) -> list[dict[str, tuple[int, int]]]:
+        """Where every ``<image>`` of a text stands, before and after it is written ``image_tokens`` times."""
+        before, after = re.finditer(IMAGE, text), re.finditer(IMAGE * self.image_tokens, expanded)
+        return [{"span": old.span(), "new_span": new.span()} for old, new in zip(before, after, strict=True)]
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
         """Text of ids, control tokens left out unless asked for."""

@@ -41,6 +41,8 @@ def apply_learn(model: nn.Module, learn: Mapping[str, Learn]) -> dict[str, list[
         key = owner(name, learn, groups)
         if key in adapters and name not in adapters[key]:
             key = None  # the part itself stays as it is, its adapters learn
+        if key is not None and not parameter.is_floating_point():
+            raise ConfigError(f"learn.{key}: {name} is quantised and cannot learn; give learn.{key}.lora")
         parameter.requires_grad_(key is not None and name not in idle)
         if key is not None:
             skipped[key] += name in idle

@@ -282,7 +282,9 @@ class Trainer:
         distributed.barrier()
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The model's weights, each storage once (tied heads come back by tying)."""
+        """The model's weights, each storage once (tied heads come back by tying); of a quantised model what learns."""
+        if self._spared():
+            return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         seen: set[tuple[int, tuple[int, ...]]] = set()
         tensors = {}
         for name, tensor in self.model.state_dict().items():
@@ -291,6 +293,13 @@ class Trainer:
                 tensors[name] = tensor
                 seen.add(mark)
         return tensors
+
+    def _spared(self) -> set[str]:
+        """Weights that come from where the model came from: those of a quantised model that do not learn."""
+        if not getattr(self.model, "is_quantized", False):
+            return set()
+        learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return set(self.model.state_dict()) - learning
 
     def _state(self) -> dict[str, Any]:
         objectives = {
@@ -308,11 +317,9 @@ class Trainer:
             return 0
         tensors, state, facts = checkpoint.load(folder)
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        if unexpected or set(missing) - tied:
-            raise RunError(
-                f"{folder} is of another model: {sorted({*unexpected, *(set(missing) - tied)})[:5]}"
-            )
+        absent = set(missing) - set(getattr(self.model, "all_tied_weights_keys", None) or {}) - self._spared()
+        if unexpected or absent:
+            raise RunError(f"{folder} is of another model: {sorted({*unexpected, *absent})[:5]}")
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         inner.load_state_dict(state["optimizer"])
         for name, own in state["objectives"].items():

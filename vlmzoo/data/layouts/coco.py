@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmzoo.config import nearest
 from vlmzoo.data.layouts.base import (
     IMAGES,
     Held,
@@ -16,7 +17,7 @@ from vlmzoo.data.layouts.base import (
     PictureFiles,
     caption_of,
 )
-from vlmzoo.types import Row
+from vlmzoo.types import Row, RowError
 
 
 class CocoLayout(Layout):
@@ -25,9 +26,12 @@ class CocoLayout(Layout):
     Attributes:
         categories: names in the order of their ids, from 1; names met beyond them are added behind. Naming them keeps the
             ids of several splits equal.
+        category: the key of an object that names its category; scenes also know ``shape`` and ``colour``, of which
+            several are in a picture.
     """
 
     categories: tuple[str, ...] = ()
+    category: str = "name"
 
     def refuses(self, row: Row) -> str | None:
         """Everything but a picture and its caption."""
@@ -37,7 +41,7 @@ class CocoLayout(Layout):
 
     def writer(self, folder: Path, source: Any) -> _CocoWriter:
         """Writes images as rows come, both json files at the end."""
-        return _CocoWriter(folder, self.categories)
+        return _CocoWriter(folder, self.categories, self.category)
 
     def reads_back(self, folder: Path) -> dict[str, Any]:
         """The captions; boxes are added by ``instances``."""
@@ -45,8 +49,8 @@ class CocoLayout(Layout):
 
 
 class _CocoWriter:
-    def __init__(self, folder: Path, categories: Sequence[str]) -> None:
-        self.folder, self.files = folder, PictureFiles(folder)
+    def __init__(self, folder: Path, categories: Sequence[str], category: str) -> None:
+        self.folder, self.files, self.category = folder, PictureFiles(folder), category
         self.categories = {name: number for number, name in enumerate(categories, 1)}
         names = ("images", "captions", "instances")
         self.images, self.captions, self.instances = (JsonList(folder / f".{name}") for name in names)
@@ -55,6 +59,12 @@ class _CocoWriter:
         """The picture with the caption it is shown with and all others that are true of it."""
         [picture] = held
         assert isinstance(picture, Picture)
+        things = [one for one in row.get("truth", {}).get("objects") or () if one.get("box") is not None]
+        for thing in things:
+            if not isinstance(thing.get(self.category), str):
+                raise RowError(
+                    f"category {self.category!r} is no name of an object; {nearest(self.category, thing)}"
+                )
         number = self.images.length + 1
         [path] = self.files.add(number - 1, held)
         width, height = picture.size
@@ -63,15 +73,14 @@ class _CocoWriter:
         self.images.add({"id": number, "file_name": name, "width": width, "height": height})
         for text in _captions(row):
             self.captions.add({"id": self.captions.length + 1, "image_id": number, "caption": text})
-        for thing in row.get("truth", {}).get("objects") or ():
-            if thing.get("box") is not None:
-                self.instances.add(self._instance(number, thing, width, height))
+        for thing in things:
+            self.instances.add(self._instance(number, thing, width, height))
 
     def _instance(self, image: int, thing: dict[str, Any], width: int, height: int) -> dict[str, Any]:
         left, top, right, bottom = thing["box"]
         edges = [left * width, top * height, (right - left) * width, (bottom - top) * height]
         edges = [round(edge, 2) for edge in edges]
-        category = self.categories.setdefault(thing["name"], len(self.categories) + 1)
+        category = self.categories.setdefault(thing[self.category], len(self.categories) + 1)
         return {
             "id": self.instances.length + 1, "image_id": image, "category_id": category, "bbox": edges,
             "area": round(edges[2] * edges[3], 2), "iscrowd": 0,

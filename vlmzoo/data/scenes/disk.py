@@ -10,7 +10,7 @@ from vlmzoo.config import ConfigError, nearest, part_config
 from vlmzoo.data.layouts import LAYOUTS, Written
 from vlmzoo.data.layouts import write as write_rows
 from vlmzoo.data.scenes.text import CLASS_NAMES
-from vlmzoo.data.scenes.world import NOVEL_CLASSES
+from vlmzoo.data.scenes.world import COLOURS, NOVEL_CLASSES, SHAPES
 from vlmzoo.data.sources.base import Source
 
 ROWS = {
@@ -19,6 +19,10 @@ ROWS = {
     "imagefolder": "labels",
 }  # of "scenes"; captions in the others
 PREFIX = "scenes"
+CATEGORIES = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+}  # where the objects of a scene are told apart by one of these alone
 
 
 def open_scenes(dataset: str, layout: str, **fields: Any) -> Source:
@@ -36,10 +40,12 @@ def open_scenes(dataset: str, layout: str, **fields: Any) -> Source:
     return part_config("datasets", {"kind": dataset, **fields}, "scenes").open()
 
 
-def layout_options(source: Source, layout: str) -> dict[str, Any]:
+def layout_options(source: Source, layout: str, category: str = "name") -> dict[str, Any]:
     """What a layout needs to know of the scenes: COCO's categories, equal in all splits that share classes."""
     if layout != "coco":
         return {}
+    if category in CATEGORIES:
+        return {"categories": CATEGORIES[category]}
     novel = getattr(source, "split", None) == "novel"
     names = tuple(" ".join(kind) for kind in NOVEL_CLASSES) if novel else CLASS_NAMES
     return {"categories": tuple(names)}
@@ -78,6 +84,5 @@ def write_scenes(
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}: {nearest(layout, LAYOUTS)}")
     source = open_scenes(dataset, layout, **fields)
-    return write_rows(
-        source, folder, layout, progress=progress, **{**layout_options(source, layout), **options}
-    )
+    known = layout_options(source, layout, str(options.get("category", "name")))
+    return write_rows(source, folder, layout, progress=progress, **{**known, **options})

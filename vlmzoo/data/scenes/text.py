@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vlmzoo.data.scenes.chance import keyed, pick, shuffled
 from vlmzoo.data.scenes.signs import DOTS, Sign, sign_texts
 from vlmzoo.data.scenes.world import CLASSES, COLOURS, SHAPES, SIZES, SPLITS, Object, Scene, box
+from vlmzoo.processing.response_formats import SHORT_ANSWER
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLACES: dict[int, tuple[str, ...]] = {
@@ -46,7 +47,7 @@ CLASS_NAMES = tuple(" ".join(kind) for kind in CLASSES)
 CLASS_TEMPLATES = ("a picture of {}.", "a drawing of {}.", "there is {}.", "{}.", "one shape: {}.")
 
 DESCRIBE = "Describe the picture."
-FORMAT_PROMPT = "Answer the question using a single word or phrase."
+FORMAT_PROMPT = SHORT_ANSWER
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,13 @@ error. What one record may look like is in shapes.py.
 
 from vlmzoo.data.sources.base import Rejected, Rows, Source
 from vlmzoo.data.sources.captions import CocoConfig, coco_row
-from vlmzoo.data.sources.conversations import LlavaConfig, MessagesConfig, llava_row, messages_row
+from vlmzoo.data.sources.conversations import (
+    LlavaConfig,
+    MessagesConfig,
+    llava_row,
+    merged_by_picture,
+    messages_row,
+)
 from vlmzoo.data.sources.imagefolder import CsvConfig, ImageFolderConfig
 from vlmzoo.data.sources.interleaved import InterleavedConfig, document_row
 from vlmzoo.data.sources.parquet import ParquetConfig
@@ -26,5 +32,5 @@ from vlmzoo.data.sources.webdataset import WebdatasetConfig
 __all__ = [
     "PLACE", "ROLES", "CocoConfig", "CsvConfig", "ImageFolderConfig", "InterleavedConfig", "LlavaConfig",
     "MessagesConfig", "ParquetConfig", "Rejected", "Rows", "Source", "WebdatasetConfig", "coco_row", "document_row",
-    "llava_row", "messages_row", "read_records",
+    "llava_row", "merged_by_picture", "messages_row", "read_records",
 ]  # fmt: skip

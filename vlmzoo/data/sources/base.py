@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlmzoo.config import ConfigError, nearest, nearest_file
-from vlmzoo.types import Row, RowError
+from vlmzoo.types import Part, Row, RowError
 
 Rejected = list[tuple[str, str]]
 CHUNK = 1000  # rows of one Arrow table: small enough to be built without holding all records as objects
@@ -21,7 +21,8 @@ MAX_LABEL = 2**31
 class Source(Protocol):
     """Rows by number, the folder their picture paths start from, and what could not be read.
 
-    A source whose rows have labels may also offer ``class_names``, in the order of the labels.
+    A source whose rows have labels may also offer ``class_names``, in the order of the labels; one that can tell the parts
+    of all rows without touching their pictures, ``parts()``.
     """
 
     root: Path | None
@@ -70,6 +71,10 @@ class Rows:
 
     def __len__(self) -> int:
         return self._length
+
+    def parts(self) -> Iterator[list[Part]]:
+        """The parts of every row, without its pictures."""
+        return (parts for table in self._tables for parts in table.column("parts").to_pylist())
 
     def __getitem__(self, index: int) -> Row:
         if not -self._length <= index < self._length:

@@ -38,9 +38,9 @@ class CocoConfig(Config):
             ConfigError: no such file or folder, not COCO json, no usable annotation.
         """
         root = picture_folder(self.images, self.path)
-        tree = _coco(self.path, "data.path")
+        tree = coco_tree(self.path, "data.path")
         files = _by_id(tree, "file_name", self.path)
-        captions = _captions(tree["annotations"])
+        captions = captions_by_picture(tree["annotations"])
         objects = _objects(self.instances) if self.instances is not None else {}
 
         def to_row(record: Any, name: str) -> Row:
@@ -78,8 +78,13 @@ def coco_row(record: Mapping[str, Any], name: str, files: Mapping[Any, str]) -> 
     }
 
 
-def _coco(path: str, where: str) -> Mapping[str, Any]:
-    tree = read_json(path)
+def coco_tree(path: str, where: str) -> Mapping[str, Any]:
+    """A COCO file.
+
+    Raises:
+        ConfigError: no such file, or not COCO json; it begins with ``where``.
+    """
+    tree = read_json(path, where)
     lists = [tree.get(key) for key in ("images", "annotations")] if isinstance(tree, Mapping) else [None]
     if not all(isinstance(one, list) for one in lists):
         raise ConfigError(f"{where} {path}: wanted COCO json with 'images' and 'annotations'")
@@ -93,7 +98,7 @@ def _by_id(tree: Mapping[str, Any], key: str, path: str) -> dict[Any, str]:
         raise ConfigError(f"data.path {path}: an image without id and {key} ({error})") from None
 
 
-def _captions(annotations: list[Any]) -> dict[Any, list[str]]:
+def captions_by_picture(annotations: list[Any]) -> dict[Any, list[str]]:
     """All captions of each picture, whatever is malformed left to the rows' own check."""
     found: dict[Any, list[str]] = defaultdict(list)
     for record in annotations:
@@ -108,7 +113,7 @@ def _captions(annotations: list[Any]) -> dict[Any, list[str]]:
 
 def _objects(path: str) -> dict[Any, list[dict[str, Any]]]:
     """What is seen in each picture, in the order of the file."""
-    tree = _coco(path, "data.instances")
+    tree = coco_tree(path, "data.instances")
     found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     try:
         names = {category["id"]: str(category["name"]) for category in tree.get("categories") or ()}

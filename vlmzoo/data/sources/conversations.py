@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from PIL import Image
+from pydantic import PositiveInt
 
 from vlmzoo.config import Config
 from vlmzoo.data.sources.base import (
@@ -29,12 +30,15 @@ class LlavaConfig(Config):
     Attributes:
         path: json list (or jsonl) of ``{id, image, conversations: [{from: human | gpt, value}]}``.
         images: folder that picture paths start from; the json's own folder by default.
+        merge: what is asked about one picture becomes one conversation of at most so many rounds, so that its tokens
+            are read once (LLaVA-1.5, appendix); None leaves records as they are.
         pictures: ``file``, or ``blank``: an even grey picture in every place (a text-only control).
     """
 
     kind: Literal["llava"] = "llava"
     path: str
     images: str | None = None
+    merge: PositiveInt | None = None
     pictures: Literal["file", "blank"] = "file"
 
     def open(self) -> Source:
@@ -44,10 +48,43 @@ class LlavaConfig(Config):
             ConfigError: no such file or folder, not json, no usable record.
         """
         rows, root, rejected = rows_of_records(self.path, self.images, llava_row)
+        if self.merge is not None:
+            rows = merged_by_picture(rows, self.merge)
         if self.pictures == "blank":
             grey = {"bytes": _grey()}
             rows = ({**row, "images": [grey for _ in row["images"]]} for row in rows)
         return Rows(rows, root, rejected, f"data.path {self.path}")
+
+
+def merged_by_picture(rows: Iterable[Row], rounds: int | None = None) -> Iterator[Row]:
+    """Rows about the same picture file as one conversation, in the order of its first row; no pair is lost or made.
+
+    Rows with several pictures or none, or with a system turn, stay alone.
+
+    Args:
+        rounds: of one conversation at most; a row that has more by itself stays alone.
+    """
+    groups: dict[Any, list[list[Row]]] = {}
+    for number, row in enumerate(rows):
+        paths = [entry.get("path") for entry in row["images"]]
+        alone = len(paths) != 1 or not paths[0] or row["parts"][0]["role"] != "user"
+        found = groups.setdefault(number if alone else paths[0], [[]])
+        if found[-1] and rounds is not None and sum(map(_rounds, (*found[-1], row))) > rounds:
+            found.append([])
+        found[-1].append(row)
+    for group in (one for found in groups.values() for one in found):
+        later = [part for row in group[1:] for part in row["parts"] if part["type"] == "text"]
+        name = "+".join(row["id"] for row in group)
+        yield {
+            **group[0],
+            "id": name,
+            "parts": [*group[0]["parts"], *later],
+            "truth": group[-1].get("truth") or {},
+        }
+
+
+def _rounds(row: Row) -> int:
+    return sum(part["role"] == "assistant" for part in row["parts"])
 
 
 def llava_row(record: Mapping[str, Any], name: str = "0") -> Row:

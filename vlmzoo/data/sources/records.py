@@ -39,7 +39,7 @@ def read_records(path: str, rejected: Rejected) -> Iterator[tuple[str, Any]]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"data.path: no file {path!r}; {nearest_file(file, '*.json*')}")
-    if file.suffix.lower() == ".jsonl" or _is_lines(file):
+    if file.suffix.lower() == ".jsonl" or is_lines(file):
         return _lines(file, rejected)
     tree = read_json(path)
     if not isinstance(tree, list):
@@ -47,22 +47,25 @@ def read_records(path: str, rejected: Rejected) -> Iterator[tuple[str, Any]]:
     return ((str(number), record) for number, record in enumerate(tree))
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, where: str = "data.path") -> Any:
     """What a json file holds.
+
+    Args:
+        where: the config's field that names it, for messages.
 
     Raises:
         ConfigError: no such file, not json.
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"data.path: no file {str(path)!r}; {nearest_file(file, '*.json*')}")
+        raise ConfigError(f"{where}: no file {str(path)!r}; {nearest_file(file, '*.json*')}")
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
     except NOT_JSON as error:
-        raise ConfigError(f"data.path {path}: not json: {error}") from None
+        raise ConfigError(f"{where} {path}: not json: {error}") from None
 
 
-def _is_lines(file: Path) -> bool:
+def is_lines(file: Path) -> bool:
     """Whether a ``.json`` file is a whole record on its first line and another on its second."""
     with file.open("rb") as lines:
         first, second = lines.readline(1 << 20).strip(), lines.readline(1 << 20).strip()

@@ -28,6 +28,7 @@ from vlmzoo.evaluate.tasks.base import (
 )
 from vlmzoo.types import Row
 
+STATISTICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 ANNOTATORS = 4  # answers from which on a list is that of annotators who may disagree, not of accepted answers
 
 
@@ -181,16 +182,18 @@ class YesNo(Task):
         truths = [_truth(row) or "" for row in job.rows]
         right = [answer == truth for answer, truth in zip(answers, truths, strict=True)]
         categories = [category_of(row) for row in job.rows]
-        table = []
+        table: list[dict[str, Any]] = []
         for category in dict.fromkeys(categories):
             own = [i for i, other in enumerate(categories) if other == category]
             numbers = yes_no_statistics([answers[i] for i in own], [truths[i] for i in own])
-            shown = {name: numbers[name] for name in ("precision", "recall", "f1", "yes_ratio", "unanswered")}
-            line = {"accuracy": numbers["accuracy"], "stderr": numbers["accuracy_stderr"]}
-            table.append({"category": category, **line, **shown, "n": len(own)})
+            shown = {name: numbers[name] for name in (*STATISTICS, "unanswered")}
+            error = {"stderr": numbers["accuracy_stderr"]}
+            table.append(
+                {"category": category, "accuracy": shown["accuracy"], **error, **shown, "n": len(own)}
+            )
         found = {**yes_no_statistics(answers, truths), "chance": 0.5}
         if len(table) > 1:
-            found["mean_f1"] = metrics.mean([line["f1"] for line in table])[0]
+            found |= {f"mean_{name}": metrics.mean([line[name] for line in table])[0] for name in STATISTICS}
         samples = [
             sample(job.rows[i], job.root, question_of(job.rows[i]), truths[i], said[i], right[i])
             for i in pick_samples(right, self.config.samples)
@@ -215,7 +218,7 @@ class YesNoConfig(SpeakingConfig):
     """``{kind: yes_no, data: {...}}``: of the rows, those whose answer is yes or no.
 
     Metrics: accuracy, precision, recall, f1 ("yes" is positive), yes_ratio, unanswered (said neither: counts as
-    wrong, never as yes), and mean_f1 over categories (``truth["category"]``, or kind), as POPE is reported.
+    wrong, never as yes), and their means over categories (``truth["category"]``, or kind): POPE is reported as mean_f1.
     """
 
     kind: Literal["yes_no"] = "yes_no"

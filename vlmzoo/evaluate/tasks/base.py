@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +14,14 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from vlmzoo.config import Config, ConfigError, part_of
 from vlmzoo.evaluate.loop import Result, evaluating, over_ranks
+from vlmzoo.evaluate.predictions import WHOLE, Predictions, prediction
 from vlmzoo.evaluate.progress import Partial, Progress
 from vlmzoo.processing.image import one_picture
 from vlmzoo.processing.processor import Processor
+from vlmzoo.processing.response_formats import Format, format_text, with_format
 from vlmzoo.types import Row, move, require_verb
+
+log = logging.getLogger(__name__)
 
 
 class TaskConfig(Config):
@@ -39,6 +44,8 @@ class Job:
     Attributes:
         source: the data set (its names of classes, its words of attributes). rows: those that are judged.
         partial: what was judged before, None if nothing is to be kept.
+        folder: where this task may keep files of its own; None if nothing is to be kept.
+        given: answers that are scored instead of asking the model. said: what it said, a prediction a line.
     """
 
     model: Any
@@ -46,6 +53,9 @@ class Job:
     source: Any
     rows: list[Row]
     partial: Partial | None = None
+    folder: Path | None = None
+    given: Predictions | None = None
+    said: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def root(self) -> Path | None:
@@ -82,9 +92,38 @@ class Task(ABC):
         """
         require_verb(model, self.verb, f"task {self.name!r}")
         source, rows = self.open()
-        partial = progress.of(self.name, self.config, rows, source.root) if progress is not None else None
+        job = Job(model, processor, source, rows)
+        if progress is not None:
+            job.partial = progress.of(self.name, self.config, rows, source.root)
+            job.folder = progress.folder / self.name
         with evaluating(model):
-            return self.judge(Job(model, processor, source, rows, partial))
+            result = self.judge(job)
+        result.predictions = job.said
+        result.settings = self.config.model_dump(mode="json")
+        return result
+
+    def rescore(self, given: Predictions, folder: Path | None = None) -> Result:
+        """Score answers that were given before, or elsewhere; needs no model and shows no samples.
+
+        Args:
+            folder: where the task may keep files of its own.
+
+        Raises:
+            ConfigError: rows that cannot be judged, answers that do not belong to them, or a task that asks for
+                scores and not for words.
+        """
+        if not self.in_words:
+            raise self.refuse("kind", f"{self.config.kind} asks for no words, so none can be scored again")
+        source, rows = self.open()
+        self.config = self.config.model_copy(update={"samples": 0})
+        result = self.judge(Job(None, None, source, rows, folder=folder, given=given))  # type: ignore[arg-type]
+        result.settings = self.config.model_dump(mode="json")
+        return result
+
+    @property
+    def in_words(self) -> bool:
+        """Whether the model is asked for nothing but words."""
+        return isinstance(self.config, SpeakingConfig)
 
     def open(self) -> tuple[Any, list[Row]]:
         """The data set and the rows that are judged.
@@ -116,12 +155,33 @@ def check_tasks(model: Any, tasks: Mapping[str, TaskConfig]) -> None:
     """Refuse now what could not run later: a verb that the model lacks, data that cannot be opened or judged.
 
     Raises:
-        VerbError, ConfigError: naming the task.
+        VerbError, ConfigError: naming the task; of pictures that are not there how many, and the first.
     """
     for name, options in tasks.items():
         task: Task = options.build(name)  # type: ignore[attr-defined]
         require_verb(model, task.verb, f"task {name!r}")
-        task.open()
+        source, rows = task.open()
+        _check_pictures(task, source, rows)
+        rejected = getattr(source, "rejected", ())
+        if rejected:
+            said = f"{len(rejected)} records are no rows, the first {rejected[0][0]!r}: {rejected[0][1]}"
+            log.warning(f"task {name!r}: {said}")
+
+
+def _check_pictures(task: Task, source: Any, rows: Sequence[Row]) -> None:
+    """Raises ConfigError where picture files are missing."""
+    paths = {
+        str(entry["path"])
+        for row in rows
+        for entry in row["images"]
+        if entry.get("path") and entry.get("bytes") is None and entry.get("image") is None
+    }
+    missing = sorted(path for path in paths if not (Path(source.root or "") / path).is_file())
+    if missing:
+        first = Path(source.root or "") / missing[0]
+        raise task.refuse(
+            "data", f"{len(missing)} of {len(paths)} picture files are missing, the first {first}"
+        )
 
 
 def device_of(model: Any) -> torch.device:
@@ -143,6 +203,9 @@ class SpeakingConfig(TaskConfig):
     Attributes:
         max_new_tokens, min_new_tokens: length of an answer. num_beams: 1 is greedy. length_penalty: for beams, as
             in transformers. template: how turns are written; the processor's own if None.
+        format: what form of answer is asked for, on a line after the question: short_answer, option_letter,
+            unanswerable, one_sentence, region_description, region_box (the published words), none, or words of your
+            own.
     """
 
     max_new_tokens: PositiveInt = 8
@@ -150,10 +213,11 @@ class SpeakingConfig(TaskConfig):
     num_beams: PositiveInt = 1
     length_penalty: float = 1.0
     template: str | None = None
+    format: Format = "none"
 
 
 def answered(
-    job: Job, config: SpeakingConfig, rows: Sequence[Row], part: str = "answers", whole: bool = False
+    job: Job, config: SpeakingConfig, rows: Sequence[Row], part: str = WHOLE, whole: bool = False
 ) -> list[str]:
     """What the model says to the rows' last question, or after their last picture.
 
@@ -161,6 +225,18 @@ def answered(
         rows: what is asked. part: name of these answers among the finished ones. whole: rows are documents, gone
             on with where they end.
     """
+    questions = [str(truth_of(row).get("question") or question_of(row)) for row in rows]
+    rows = [with_format(row, format_text(config.format)) for row in rows]
+    if job.given is not None:
+        answers = job.given.answers(rows, questions, part)
+    else:
+        answers = _generated(job, config, rows, part, whole)
+    asked = zip(rows, answers, strict=True)
+    job.said += [prediction(row, answer, question_of(row), part) for row, answer in asked]
+    return answers
+
+
+def _generated(job: Job, config: SpeakingConfig, rows: Sequence[Row], part: str, whole: bool) -> list[str]:
     options: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens, "do_sample": False, "num_beams": config.num_beams,
         **job.processor.endings(config.template, whole),

@@ -45,7 +45,7 @@ class Captioning(Task):
     def judge(self, job: Job) -> Result:
         """Generate and count; see the metric modules for what each number is."""
         asked = [self._asked(row) for row in job.rows]
-        captions = answered(job, self.config, asked, "captions", whole=self.config.prefix is not None)
+        captions = answered(job, self.config, asked, whole=self.config.prefix is not None)
         references = [references_of(row) for row in job.rows]
         right = text_metrics.exact_match(captions, references)
         table = attribute_table(job.source, job.rows, captions, self.config.binding)

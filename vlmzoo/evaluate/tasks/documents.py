@@ -1,4 +1,4 @@
-"""Few-shot prompts: demonstration documents cut to their last examples, or built from a support set.
+"""Few-shot prompts: demonstration documents cut to their last examples, or built from examples.
 
 A document is a row of role "text": [picture][text] ... [picture][text]; a chunk is one example, its pictures and
 its text, the query last and open.
@@ -7,12 +7,10 @@ its text, the query last and open.
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from vlmzoo.data.mix import key_of
 from vlmzoo.evaluate.tasks.base import question_of, references_of, truth_of
 from vlmzoo.types import Part, Row, RowError
 
@@ -48,6 +46,10 @@ class Prompt:
     def last(self, shots: int) -> Prompt:
         """The same with its last ``shots`` examples only."""
         return Prompt(self.preface, self.shots[len(self.shots) - shots :], self.query)
+
+    def ordered(self, order: Sequence[int]) -> Prompt:
+        """The same with its examples in another order."""
+        return Prompt(self.preface, tuple(self.shots[i] for i in order), self.query)
 
     def without_pictures(self) -> Prompt:
         """The same, its examples as text only (Flamingo's way of asking without shots)."""
@@ -148,34 +150,3 @@ def example(row: Row, pattern: str | None, stop: str) -> tuple[Chunk, str]:
 def following(before: str, answer: str) -> str:
     """An answer as it follows ``before``: after a blank, unless it is the first word after a picture."""
     return f" {answer}" if before else answer
-
-
-# --- which examples ----------------------------------------------------------------------------------------------
-
-
-class Chooser(Protocol):
-    """How the examples of a query are chosen."""
-
-    def __call__(self, number: int, pool: Sequence[int], count: int) -> list[int]:
-        """``count`` members of ``pool`` for query ``number``, the one to stand nearest to the query last."""
-
-
-class RandomChoice:
-    """Examples at random, a pure function of (seed, query): the choice for fewer shots is the end of that for more."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __call__(self, number: int, pool: Sequence[int], count: int) -> list[int]:
-        """See :class:`Chooser`. Uses only ``random()``, whose numbers Python keeps between versions."""
-        numbers = random.Random(key_of("few_shot", self.seed, number))
-        moved: dict[int, int] = {}  # a shuffle that touches only what is taken
-        taken = []
-        for place in range(count):
-            other = place + int(numbers.random() * (len(pool) - place))
-            taken.append(pool[moved.get(other, other)])
-            moved[other] = moved.get(place, place)
-        return taken[::-1]
-
-
-CHOOSERS = {"random": RandomChoice}

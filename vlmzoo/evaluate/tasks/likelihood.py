@@ -15,7 +15,8 @@ from vlmzoo.evaluate.tasks.classes import (
     group_accuracy,
     labels_of,
 )
-from vlmzoo.evaluate.tasks.scoring import Choice, best, choice_scores
+from vlmzoo.evaluate.tasks.scoring import Choice, Normalise, best, choice_scores
+from vlmzoo.processing.response_formats import Format, format_text, with_format
 from vlmzoo.types import Part, Row
 
 
@@ -52,8 +53,9 @@ class Likelihood(Task):
         options = [classes or [str(choice) for choice in row["truth"]["choices"]] for row in job.rows]
         choices = [self._choice(job, row, texts) for row, texts in zip(job.rows, options, strict=True)]
         scores = choice_scores(
-            job, choices, self.config.batch_size, "scores", self.config.template, self.config.score_end
-        )
+            job, choices, self.config.batch_size, "scores", self.config.template, self.config.score_end,
+            self.config.normalise,
+        )  # fmt: skip
         chosen = [best(row, self.config.normalise) for row in scores]
         labels = (
             labels_of(self, job.rows, classes) if by_class
@@ -85,7 +87,8 @@ class Likelihood(Task):
             known = getattr(job.source, "class_templates", ()) if role == "text" else ()
             pattern = str(known[0]) if known and row.get("label") is not None else "{}"
         written = tuple(pattern.replace("{}", text) for text in texts)
-        return Choice({**row, "parts": asked}, written, role)  # type: ignore[arg-type]
+        shown = with_format({**row, "parts": asked}, format_text(self.config.format))
+        return Choice(shown, written, role)  # type: ignore[arg-type]
 
     def _question(self, row: Row) -> str:
         return self.config.prompt or question_of(row) or "which is most likely?"
@@ -130,20 +133,22 @@ class LikelihoodConfig(TaskConfig):
         candidate: how a candidate is written, ``{}`` for its name; by default the name, or after a bare picture the
             data set's first class template.
         prompt: ask this, with the row's pictures, instead of what the row asks.
-        normalise: compare the candidates' whole log-likelihood (sum), or that of a token on average (mean), which
-            does not favour short ones.
+        normalise: compare the candidates' whole log-likelihood (sum), that of a token on average (mean), which does
+            not favour short ones, or what the row adds to it (pmi), which does not favour frequent ones.
         score_end: the end of the answer counts as a token.
         groups: fields of ``truth`` to give accuracy by, and the worst group's. template: how turns are written.
+        format: as of tasks that generate.
     """
 
     kind: Literal["likelihood"] = "likelihood"
     classes: list[str] | None = None
     candidate: str | None = None
     prompt: str | None = None
-    normalise: Literal["sum", "mean"] = "sum"
+    normalise: Normalise = "sum"
     score_end: bool = True
     groups: list[str] = []
     template: str | None = None
+    format: Format = "none"
 
     def build(self, name: str) -> Likelihood:
         """The task."""

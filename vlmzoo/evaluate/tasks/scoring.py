@@ -13,8 +13,9 @@ from torch import Tensor
 from vlmzoo.evaluate.loop import over_ranks
 from vlmzoo.evaluate.tasks.base import Job
 from vlmzoo.processing.processor import Processor, join_pictures
-from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError, Sees, move
+from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError, Sees, Weighs, move
 
+Normalise = Literal["sum", "mean", "pmi"]
 Scores = list[tuple[float, int]]  # of one row: log-likelihood and number of tokens of each candidate
 
 
@@ -43,32 +44,47 @@ def scored_ids(
     """
     parts: list[Part] = [*choice.row["parts"], {"role": choice.role, "type": "text", "text": candidate}]
     segments = processor.segments_of({**choice.row, "parts": parts}, name)
-    before = processor.segments_of(choice.row, name)
-    goes_on = bool(choice.row["parts"]) and choice.row["parts"][-1]["role"] == choice.role == "text"
-    start = len(before) - 1 if goes_on else len(before)  # a document's end token comes after what goes on
-    start += sum(not segment.supervised for segment in segments[start:])  # the opening of an assistant's turn
-    marked = [
-        replace(segment, supervised=number >= start and segment.kind != "image")
-        for number, segment in enumerate(segments)
-    ]
-    if not end:
-        stop = next(i for i in range(len(marked) - 1, -1, -1) if marked[i].text == candidate)
-        marked = marked[: stop + 1]
+    said = candidate.strip()  # some templates trim what is said
+    last = max(
+        i for i, one in enumerate(segments) if one.kind == "text" and not one.own and one.text.strip() == said
+    )
+    start = last
+    while (
+        segments[start - 1].own and segments[start - 1].supervised
+    ):  # what the template writes before an answer
+        start -= 1
+    marked = [replace(one, supervised=one.supervised and i >= start) for i, one in enumerate(segments)]
+    marked = marked if end else marked[: last + 1]
     return processor.segments.encode(marked)
 
 
 def choice_scores(
-    job: Job, choices: Sequence[Choice], batch_size: int, part: str, name: str | None = None, end: bool = True
-) -> list[Scores]:
+    job: Job, choices: Sequence[Choice], batch_size: int, part: str, name: str | None = None, end: bool = True,
+    normalise: Normalise = "sum",
+) -> list[Scores]:  # fmt: skip
     """Log-likelihood and length of every candidate of every row.
 
-    Rows come in batches of ``batch_size``, and within them (row, candidate) pairs in batches of ``batch_size``,
-    however many candidates a row has. Pictures are decoded and, where the model Sees, encoded once a row.
+    Rows come in batches of ``batch_size``. A model that Weighs reads each row once for all its candidates; of another,
+    (row, candidate) pairs are asked in batches of ``batch_size``. Pictures are decoded and, where the model Sees,
+    encoded once a row.
 
     Args:
         choices: one a row. part: name of these scores among the finished ones. name: of a template, the processor's own
-            if None. end: the end token counts as a token of the candidate.
+            if None. end: the end token counts as a token of the candidate. normalise: with ``pmi``, each value is less
+            what the candidate has without its row (the pointwise mutual information of Holtzman et al. 2021).
     """
+    if normalise == "pmi":
+        given = choice_scores(job, choices, batch_size, part, name, end)
+        bare = [replace(choice, row={**choice.row, "images": [], "parts": []}) for choice in choices]  # type: ignore[typeddict-item]
+        unlike = list({(choice.candidates, choice.role): choice for choice in bare}.values())
+        alone = choice_scores(job, unlike, batch_size, f"{part}_alone", name, end)
+        known = {
+            (choice.candidates, choice.role): scores for choice, scores in zip(unlike, alone, strict=True)
+        }
+        return [
+            [(value - less, count) for (value, count), (less, _) in zip(scores, known[choice.candidates, choice.role], strict=True)]
+            for choice, scores in zip(choices, given, strict=True)
+        ]  # fmt: skip
 
     def judge(numbers: list[int]) -> list[Scores]:
         encoded = [
@@ -78,11 +94,13 @@ def choice_scores(
         ]
         pictures = [job.processor.pictures(choices[i].row, job.root) for i in numbers]
         features = _encoded(job, pictures)
+        if isinstance(job.model, Weighs):
+            return _weighed(job, encoded, features or pictures, batch_size)
         found: list[tuple[float, int]] = []
         for first in range(0, len(encoded), batch_size):
             pairs = encoded[first : first + batch_size]
             shown = [picture for _, place in pairs for picture in (features or pictures)[place]]
-            media = join_pictures(shown) if features is None else _join_features(shown)
+            media = _media(shown, features is not None)
             found.extend(_scores(job, [ids for ids, _ in pairs], media))
         owners = [place for _, place in encoded]
         scores = iter(found)
@@ -101,6 +119,43 @@ def _encoded(job: Job, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor
     features = job.model.encode_pictures(torch.cat(frames).to(job.device)).squeeze(1)  # [sum of F, N, D]
     videos = iter(features.split([len(video) for video in frames]))
     return [[next(videos) for _ in row] for row in pictures]
+
+
+Encoded = tuple[list[int], list[int]]  # ids and labels
+
+
+def _weighed(
+    job: Job, encoded: Sequence[tuple[Encoded, int]], shown: Sequence[Sequence[Tensor]], batch_size: int
+) -> list[Scores]:
+    """Scores by row of (ids and labels, row): what comes before the first label is that row's prompt."""
+    prompts: dict[tuple[int, tuple[int, ...]], list[int]] = {}  # (row, prompt) to numbers of its pairs
+    texts: list[list[int]] = []
+    for number, ((ids, labels), place) in enumerate(encoded):
+        first = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX and i > 0), len(ids))
+        if first == len(ids):
+            raise RowError("a candidate has no token to score")
+        prompts.setdefault((place, tuple(ids[:first])), []).append(number)
+        texts.append(ids[first:])
+    found: list[Scores] = [[] for _ in shown]
+    values: dict[int, tuple[float, int]] = {}
+    asked = list(prompts.items())
+    for begin in range(0, len(asked), batch_size):
+        part = asked[begin : begin + batch_size]
+        batch = job.processor.pad([list(prompt) for (_, prompt), _ in part], side="left")
+        media = _media(
+            [picture for (place, _), _ in part for picture in shown[place]], isinstance(job.model, Sees)
+        )
+        inputs = move({**batch, **media}, job.device)
+        weights = job.model.score(inputs, [[texts[i] for i in numbers] for _, numbers in part])
+        for (_, numbers), row in zip(part, weights, strict=True):
+            values |= {i: (float(one.double().sum()), len(one)) for i, one in zip(numbers, row, strict=True)}
+    for number, (_, place) in enumerate(encoded):
+        found[place].append(values[number])
+    return found
+
+
+def _media(shown: Sequence[Tensor], encoded: bool) -> dict[str, Tensor]:
+    return _join_features(shown) if encoded else join_pictures(shown)
 
 
 def _join_features(features: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -124,11 +179,16 @@ def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], media: Mappi
     return [(-float(part.sum()), len(part)) for part in losses.split(counts)]
 
 
-def best(scores: Scores, normalise: Literal["sum", "mean"]) -> int:
-    """The most likely candidate: by the whole log-likelihood, or by that of a token on average (ties: the first).
+def values_of(scores: Scores, normalise: Normalise) -> list[float]:
+    """What candidates are compared by: the whole value, or that of a token on average."""
+    return [value / count if normalise == "mean" else value for value, count in scores]
 
-    What is not a number is never the best; -1 if nothing is a number.
-    """
-    values = [value if normalise == "sum" else value / count for value, count in scores]
-    known = [i for i, value in enumerate(values) if value == value]
-    return max(known, key=lambda i: values[i], default=-1)
+
+def ranked(values: Sequence[float]) -> list[int]:
+    """Candidates, the best first (ties: in their order), without those whose value is not a number."""
+    return sorted((i for i, value in enumerate(values) if value == value), key=lambda i: -values[i])
+
+
+def best(scores: Scores, normalise: Normalise) -> int:
+    """The most likely candidate; -1 if none has a value that is a number."""
+    return next(iter(ranked(values_of(scores, normalise))), -1)

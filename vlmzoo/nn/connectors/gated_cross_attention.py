@@ -11,69 +11,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from vlmzoo.config import Config
-from vlmzoo.nn.attention import Component, CrossAttention, FeedForward, KeysValues, rows_of, unfold_rows
-
-
-@dataclass
-class Gaze:
-    """What the gated blocks look at during one call of the language model.
-
-    Attributes:
-        tokens: visual tokens [B, J, L, C].
-        lengths: how many of a picture's L tokens are its own, [B, J]; None where all are.
-        index: for each text position the picture it sees, [B * K, T], counted from 1; 0 or beyond the pictures
-            sees nothing. K is the number of beams or returned sequences a row, folded into the query axis.
-        kept: keys and values by block; filled on first use when ``keep`` is on (generation), so that they are made
-            once per picture and never again.
-        fired: how many blocks ran, checked after the call.
-    """
-
-    tokens: Tensor
-    index: Tensor
-    lengths: Tensor | None = None
-    keep: bool = False
-    kept: dict[int, KeysValues] = field(default_factory=dict)
-    fired: int = 0
-
-    def mask(self, all_previous: bool) -> Tensor:
-        """Which visual tokens each text position may look at, booleans [B, K * T, J * L]."""
-        pictures = torch.arange(1, self.tokens.shape[1] + 1, device=self.index.device)  # [J]
-        index = rearrange(self.index, "(b k) t -> b (k t) 1", b=len(self.tokens))
-        known = index <= self.tokens.shape[1]
-        sees = (pictures <= index) & known if all_previous else pictures == index  # [B, K * T, J]
-        sees = sees.repeat_interleave(self.tokens.shape[2], dim=-1)  # [B, K * T, J * L]
-        if self.lengths is None:
-            return sees
-        place = torch.arange(self.tokens.shape[2], device=self.index.device)  # [L]
-        own = place < self.lengths[..., None]  # [B, J, L]
-        return sees & rearrange(own, "b j l -> b 1 (j l)")
+from vlmzoo.nn.attention import (
+    Component,
+    CrossAttention,
+    FeedForward,
+    KeysValues,
+    norm_of,
+    rows_of,
+    unfold_rows,
+)
+from vlmzoo.nn.connectors.gaze import Gaze
 
 
 class GatedBlock(Component):
-    """y += tanh(a) attention(y, visual); y += tanh(b) feed_forward(y); both gates start at 0."""
+    """y += tanh(a) attention(y, visual); y += tanh(b) feed_forward(y); both gates start at 0 unless told otherwise.
+
+    Args:
+        dim, context_dim, heads, dim_head, mult, activation, media_norm: as in :class:`GatedCrossAttention`.
+        all_previous: a text sees all pictures before it, not the last alone.
+        number: the block's own among its siblings; its keys and values are kept under it.
+        norm, norm_eps, qk_norm, hidden, glu, gate, gate_start: as in :class:`GatedCrossAttention`.
+    """
 
     def __init__(
         self, dim: int, context_dim: int, heads: int, dim_head: int, mult: int, activation: str, media_norm: bool,
-        all_previous: bool, number: int,
+        all_previous: bool, number: int, *, norm: str = "layer", norm_eps: float = 1e-5, qk_norm: bool = False,
+        hidden: int | None = None, glu: bool = False, gate: str = "scalar", gate_start: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.media_norm = nn.LayerNorm(context_dim) if media_norm else nn.Identity()
-        self.attention = CrossAttention(dim, context_dim, heads, dim_head)
-        self.feed_forward = FeedForward(dim, mult, activation)
-        self.attention_gate = nn.Parameter(torch.zeros(1))
-        self.feed_forward_gate = nn.Parameter(torch.zeros(1))
+        kind = norm_of(norm, norm_eps)
+        self.norm = kind(dim)
+        self.media_norm = kind(context_dim) if media_norm else nn.Identity()
+        self.attention = CrossAttention(dim, context_dim, heads, dim_head, kind if qk_norm else None)
+        self.feed_forward = FeedForward(dim, mult, activation, norm=kind, hidden=hidden, gated=glu)
+        self.attention_gate = nn.Parameter(torch.empty(dim if gate == "vector" else 1))
+        self.feed_forward_gate = nn.Parameter(torch.empty(dim if gate == "vector" else 1))
+        self.gate_start = gate_start
         self.all_previous = all_previous
         self.number = number
         self.checkpointing = False
@@ -81,10 +64,10 @@ class GatedBlock(Component):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears and norms as usual; gates at 0, so that the language model starts unchanged."""
+        """Linears and norms as usual; gates at 0 (or ``gate_start``): there the language model starts unchanged."""
         super().init_weights()
-        init.zeros_(self.attention_gate)
-        init.zeros_(self.feed_forward_gate)
+        init.constant_(self.attention_gate, self.gate_start)
+        init.constant_(self.feed_forward_gate, self.gate_start)
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The pre-hook of a decoder layer: its hidden states pass through this block first."""
@@ -100,18 +83,18 @@ class GatedBlock(Component):
 
     def forward(self, x: Tensor, gaze: Gaze) -> Tensor:
         """Hidden states [B * K, T, D] to the same shape."""
-        queries = rows_of(self.norm(x), len(gaze.tokens))  # [B, K * T, D]
-        seen = self.attention(queries, self.keys_values(gaze), gaze.mask(self.all_previous))
-        x = x + self.attention_gate.tanh() * unfold_rows(seen, len(x))
+        queries = self.attention.queries(rows_of(self.norm(x), len(gaze.tokens)))  # [B, H, K * T, E]
+        seen = gaze.view(self.all_previous).look(queries, self.keys_values(gaze), self.number)
+        x = x + self.attention_gate.tanh() * unfold_rows(self.attention.joined(seen), len(x))
         return x + self.feed_forward_gate.tanh() * self.feed_forward(x)
 
     def keys_values(self, gaze: Gaze) -> KeysValues:
         """Keys and values of all pictures, each [B, H, J * L, E], kept for the next call when the gaze says so."""
-        if self.number in gaze.kept:
+        if gaze.keep and self.number in gaze.kept:
             return gaze.kept[self.number]
         made = self.attention.keys_values(self.media_norm(rearrange(gaze.tokens, "b j l c -> b (j l) c")))
         if gaze.keep:
-            gaze.kept[self.number] = made
+            gaze.kept[self.number] = made[0].contiguous(), made[1].contiguous()
         return made
 
 
@@ -124,7 +107,13 @@ class GatedCrossAttention(Component):
         every, offset: a block before layer i where (i - offset) % every == 0. The paper and Idefics start at the
             first layer (offset 0), OpenFlamingo at layer every - 1.
         attend: ``immediate`` (the last picture before the text) or ``all_previous``.
-        media_norm: layer norm on the visual side too (the paper's; OpenFlamingo has none).
+        heads, dim_head, mult, activation: sizes of the attention and of the feed-forward.
+        media_norm: a norm on the visual side too (the paper's; OpenFlamingo and Idefics have none).
+        norm, norm_eps: ``layer`` or ``rms`` (Idefics), before the attention and the feed-forward.
+        qk_norm: the same kind of norm per head on queries and keys (Idefics 9B).
+        hidden: inner width of the feed-forward where it is not ``mult * dim``. glu: it has a gating linear layer too,
+            with ``activation: silu`` a SwiGLU (Idefics).
+        gate: ``scalar``, or ``vector``: a gate a channel (Idefics 9B). gate_start: its first value before the tanh.
 
     Raises:
         ValueError: ``offset`` leaves no layer with a block.
@@ -146,6 +135,13 @@ class GatedCrossAttention(Component):
         activation: str = "gelu",
         attend: str = "immediate",
         media_norm: bool = False,
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
+        qk_norm: bool = False,
+        hidden: int | None = None,
+        glu: bool = False,
+        gate: str = "scalar",
+        gate_start: float = 0.0,
     ) -> None:
         super().__init__()
         self.places = list(range(offset, num_layers, every))
@@ -154,7 +150,8 @@ class GatedCrossAttention(Component):
         self.blocks = nn.ModuleDict(
             {
                 str(place): GatedBlock(
-                    dim, context_dim, heads, dim_head, mult, activation, media_norm, attend == "all_previous", number
+                    dim, context_dim, heads, dim_head, mult, activation, media_norm, attend == "all_previous", number,
+                    norm=norm, norm_eps=norm_eps, qk_norm=qk_norm, hidden=hidden, glu=glu, gate=gate, gate_start=gate_start,
                 )
                 for number, place in enumerate(self.places)
             }
@@ -213,6 +210,13 @@ class GatedCrossAttentionConfig(Config):
     activation: Literal["gelu", "relu", "sq_relu", "silu"] = "gelu"
     attend: Literal["immediate", "all_previous"] = "immediate"
     media_norm: bool = False
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: PositiveFloat = 1e-5
+    qk_norm: bool = False
+    hidden: PositiveInt | None = None
+    glu: bool = False
+    gate: Literal["scalar", "vector"] = "scalar"
+    gate_start: float = 0.0
 
     def build(self, image_token_id: int, num_layers: int, dim: int, context_dim: int) -> GatedCrossAttention:
         """The fusion for a language model of ``num_layers`` layers and width ``dim``."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -27,7 +27,7 @@ class ResamplerLayer(nn.Module):
         super().__init__()
         self.norm_features = nn.LayerNorm(dim)
         self.norm_latents = nn.LayerNorm(dim)
-        self.attention = CrossAttention(dim, dim, heads, dim_head, qk_norm)
+        self.attention = CrossAttention(dim, dim, heads, dim_head, nn.LayerNorm if qk_norm else None)
         self.feed_forward = FeedForward(dim, mult, activation)
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:
@@ -42,8 +42,9 @@ class Perceiver(Component):
     """Perceiver Resampler, then a projection to the language model's width where one is asked for.
 
     Args:
-        dim: width D of the vision encoder, kept inside.
-        dim_out: width of the output tokens; None leaves them at D (gated cross-attention takes them so).
+        dim: width D of the vision encoder.
+        dim_out: width of the output tokens; None leaves them at the width inside (gated cross-attention takes them so).
+        width: width inside where it is not D: a linear layer comes first (the paper's is 1536 whatever the tower's).
         num_latents: R. depth, heads, dim_head, mult: sizes of the layers.
         activation: of the feed-forward; the paper's is ``sq_relu``, OpenFlamingo's ``gelu``, Idefics' ``relu``.
         frames: rows of learnt frame embeddings, 0 for none. More frames than rows interpolates the rows linearly
@@ -57,6 +58,7 @@ class Perceiver(Component):
         dim: int,
         dim_out: int | None = None,
         *,
+        width: int | None = None,
         num_latents: int = 64,
         depth: int = 6,
         heads: int = 8,
@@ -69,6 +71,8 @@ class Perceiver(Component):
         final_norm: bool = True,
     ) -> None:
         super().__init__()
+        self.widen = nn.Linear(dim, width, bias=False) if width else nn.Identity()
+        dim = width or dim
         self.latents = nn.Parameter(torch.empty(num_latents, dim))
         self.frame_embeds = nn.Parameter(torch.empty(frames, dim)) if frames else None
         self.media_embeds = nn.Parameter(torch.empty(media, dim)) if media else None
@@ -113,6 +117,7 @@ class Perceiver(Component):
         Raises:
             ValueError: more pictures in a sample than media embeddings.
         """
+        features = self.widen(features)  # [I, F, N, width]
         if self.frame_embeds is not None:
             features = features + self.frame_rows(features.shape[1])[None, :, None]
         x = rearrange(features, "i f n d -> i (f n) d")
@@ -133,18 +138,19 @@ class PerceiverConfig(Config):
     """``connector: {kind: perceiver, num_latents: 64, ...}``; the fields are :class:`Perceiver`'s arguments."""
 
     kind: Literal["perceiver"] = "perceiver"
+    width: PositiveInt | None = None
     num_latents: PositiveInt = 64
     depth: PositiveInt = 6
     heads: PositiveInt = 8
     dim_head: PositiveInt = 64
     mult: PositiveInt = 4
     activation: Literal["gelu", "relu", "sq_relu", "silu"] = "gelu"
-    frames: int = 0
-    media: int = 0
+    frames: NonNegativeInt = 0
+    media: NonNegativeInt = 0
     qk_norm: bool = False
     final_norm: bool = True
 
     def build(self, dim_in: int, dim_out: int) -> Perceiver:
         """The resampler; it projects only where the widths differ."""
         sizes = self.model_dump(exclude={"kind"})
-        return Perceiver(dim_in, dim_out if dim_out != dim_in else None, **sizes)
+        return Perceiver(dim_in, dim_out if dim_out != (self.width or dim_in) else None, **sizes)
