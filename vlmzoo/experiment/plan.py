@@ -201,7 +201,9 @@ class _Chain:
 
     def _named(self, name: str, tree: dict[str, Any], needs: tuple[Planned, ...]) -> Planned:
         try:
-            resolved = read_run(tree).model_dump(mode="json")  # for the name; what was not said stays unsaid in the run
+            resolved = read_run(tree).model_dump(
+                mode="json"
+            )  # for the name; what was not said stays unsaid in the run
         except ConfigError as error:
             raise ConfigError(f"arms.{self.arm}, stage {name}: {error}") from None
         folder = Path(self.options.runs) / f"{name}-{fingerprint(resolved)}"

@@ -271,7 +271,7 @@ def read(folder: str | Path, base: str | Path | None = None) -> tuple[VisionLM, 
     model.config.starts = {
         "vision": str(tower), "language": str(source), **dict.fromkeys(("connector", "fusion", "tokens"), str(folder)),
     }  # fmt: skip
-    return model.eval(), processor_for(model, tokenizer)
+    return model.eval(), processor_for(model, tokenizer, template_name="flamingo")
 
 
 def _beside(folder: Path, named: str | None) -> str | None:
