@@ -1,4 +1,4 @@
-"""The command line: ``vlmzoo`` and ``python -m vlmzoo``. The only file that prints."""
+"""The command line: ``vlmzoo`` and ``python -m vlmzoo``. Nothing but the files named cli writes to the terminal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from vlmzoo import registry
 from vlmzoo.cli_evaluate import evaluate, rescore
 from vlmzoo.cli_instruct import instruct
+from vlmzoo.cli_packing import packing
 from vlmzoo.cli_parts import Overrides, quiet
 from vlmzoo.config import ConfigError, load_yaml, override, read
 
@@ -457,3 +458,4 @@ def _show_written(written: Any) -> None:
 app.command("eval")(evaluate)
 app.command()(rescore)
 app.command()(instruct)
+app.command()(packing)

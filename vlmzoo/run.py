@@ -29,6 +29,7 @@ from vlmzoo.config import (
 )
 from vlmzoo.data.collate import Collate, LanguageCollate, PairsCollate
 from vlmzoo.data.documents import DocumentCollate, DocumentOptions
+from vlmzoo.data.features import CacheOptions, cache_features, in_memory
 from vlmzoo.data.group import order_of
 from vlmzoo.data.mix import MicroBatches, append_quarantine, read_quarantine
 from vlmzoo.data.sources import Source
@@ -68,7 +69,8 @@ class StreamOptions(Config):
             texts apart (asked once at the start).
         group: rows of one step are alike: all with pictures or all without (``modality``, LLaVA's recipe), or of like
             ``length`` in words. For padded batches; packed ones need neither.
-        cache: keep encoded rows in memory, for small data seen many times.
+        cache: keep encoded rows in memory, for small data seen many times; or ``{features: FOLDER}``: what the frozen
+            tower makes of every picture is kept there, and training reads it in the place of pictures.
         format: what form of answer is asked for, on a line after each row's first question: short_answer,
             option_letter, unanswerable, one_sentence, region_description, region_box (the published words), none,
             or words of your own.
@@ -84,13 +86,13 @@ class StreamOptions(Config):
     template: str | None = None
     pack_length: PositiveInt | None = None
     group: Literal["modality", "length"] | None = None
-    cache: bool = False
+    cache: bool | CacheOptions = False
     format: Format = "none"
     documents: DocumentOptions | None = None
 
     @model_validator(mode="after")
     def _cached_stays(self) -> StreamOptions:
-        if self.cache and self.documents is not None and self.documents.draws:
+        if in_memory(self.cache) and self.documents is not None and self.documents.draws:
             raise ValueError(
                 "cache keeps what the first visit drew; documents.window and .next draw anew at each"
             )
@@ -172,8 +174,11 @@ def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     return tasks
 
 
-def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
+def starting_model(config: RunConfig, device: str | None = None) -> tuple[ZooModel, Processor]:
     """The model and processor that a run starts with.
+
+    Args:
+        device: where a model is made that does not go on from a folder; ``"meta"`` gives shapes only.
 
     Raises:
         ConfigError: names, sizes or folders that do not fit.
@@ -183,7 +188,7 @@ def starting_model(config: RunConfig) -> tuple[ZooModel, Processor]:
     if source is None:
         options = config.processor or ProcessorOptions()
         pretrained = bool(tree.pop("pretrained", False))
-        model = build(resolve(tree), pretrained=pretrained)
+        model = build(resolve(tree), pretrained=pretrained, device=device)
         return model, processor_for(
             model, options.tokenizer, template_name=options.template, image_fit=options.image_fit,
             max_frames=options.max_frames,
@@ -314,7 +319,8 @@ def make_streams(
         data = MicroBatches(
             source, collate_of(options, name, objective, model, processor),
             order_of(config.seed, name, source, options.batch_size, pieces, options.group),
-            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine, options.cache,
+            options.batch_size, config.trainer.micro_batches, distributed.rank(), distributed.world_size(), quarantine,
+            in_memory(options.cache),
         )  # fmt: skip
         streams[name] = Stream(name, data, objective, options.weight, options.weights)
     return streams
@@ -382,6 +388,9 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
         evaluate=lambda step: _numbers(judge(f"step-{step}")),
         evaluate_every=config.evaluate.every,
     )  # fmt: skip
+    with trainer.accelerator.autocast():
+        for name, options in config.streams.items():
+            cache_features(name, streams[name].data, options.cache, model)
     _take_folder(out, tree, fresh, streams)  # only now: whatever was wrong has left no trace
     if distributed.is_main():
         log.info("\n" + model.table())

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vlmzoo.processing.processor import Processor, join_pictures
+from vlmzoo.data.features import FeatureCache
+from vlmzoo.processing.processor import Processor, join_features, join_pictures
 from vlmzoo.processing.response_formats import with_format
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
@@ -63,6 +64,7 @@ class LanguageCollate:
         self.max_length = max_length
         self.template = template
         self.pack_length = pack_length
+        self.features: FeatureCache | None = None  # where set, pictures come as the frozen tower's features
         processor.chat_of(template)  # a mistake in its name is told now, not with the first row
 
     def encode(self, row: Row, root: Any = None) -> Sample:
@@ -71,15 +73,27 @@ class LanguageCollate:
         Raises:
             RowError: nothing supervised, pictures missing or unreadable, a picture cut by ``max_length``.
         """
+        ids, labels = self.tokens(row)
+        return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.pictures(row, root))
+
+    def tokens(self, row: Row) -> tuple[list[int], list[int]]:
+        """Ids and labels of a row, its pictures left closed.
+
+        Raises:
+            RowError: nothing supervised, a picture cut by ``max_length``.
+        """
         row = with_format(row, self.response_format)
-        ids, labels = self.processor.supervised(row, self.max_length, self.template)
-        return Sample(ids, [IGNORE_INDEX, *labels[1:]], self.processor.pictures(row, root))
+        return self.processor.supervised(row, self.max_length, self.template)
+
+    def pictures(self, row: Row, root: Any = None) -> list[Tensor]:
+        """The row's pictures and videos, or their features."""
+        return (self.features or self.processor).pictures(row, root)
 
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """``input_ids``, ``labels``, ``position_ids`` (packed) or ``attention_mask`` (padded), and the pictures.
 
         Pictures come as :func:`vlmzoo.processing.processor.join_pictures` gives them: ``pixel_values``, and ``frames``
-        where pictures and videos, or videos of several lengths, stand in one batch.
+        where pictures and videos, or videos of several lengths, stand in one batch; cached ones as ``image_features``.
         """
         if self.pack_length is None:
             return self._with_pictures(self._padded(samples), samples)
@@ -107,25 +121,45 @@ class LanguageCollate:
         return {**batch, "labels": labels}
 
     def _with_pictures(self, batch: dict[str, Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
-        return {**batch, **join_pictures([picture for sample in samples for picture in sample.pictures])}
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        return {**batch, **(join_features(pictures) if self.features else join_pictures(pictures))}
 
     def _pad_id(self) -> int:
         return self.processor.tokenizer.pad_token_id or 0
 
 
 def pack(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
-    """Best fit, longest first: bins of at most ``length`` tokens; deterministic."""
-    bins: list[list[Sample]] = []
-    rooms: list[int] = []
-    for sample in sorted(samples, key=lambda s: -len(s.ids)):
-        fits = [i for i, room in enumerate(rooms) if room >= len(sample.ids)]
-        best = min(fits, key=lambda i: rooms[i], default=None)
+    """Samples that share a row of at most ``length`` tokens, in as few rows as best fit finds; deterministic."""
+    return [
+        [samples[i] for i in members] for members in bins_of([len(sample.ids) for sample in samples], length)
+    ]
+
+
+def bins_of(lengths: Sequence[int], length: int) -> list[list[int]]:
+    """Which of the ``lengths`` share a bin of at most ``length``.
+
+    Best fit, longest first, says how many bins are needed. Their rows are padded to the longest, so the same number of
+    bins of more equal size is taken where there is one.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    fitted = _filled(lengths, order, length, 0)
+    equal = _filled(lengths, order, length, len(fitted))
+    return min(fitted, equal, key=lambda bins: max(sum(lengths[i] for i in members) for members in bins))
+
+
+def _filled(lengths: Sequence[int], order: Sequence[int], length: int, count: int) -> list[list[int]]:
+    """Bins filled one by one: where least room is left that is enough, or, of a given count, where most is left."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    rooms = [length] * count
+    for number in order:
+        fits = range(count) if count else [i for i, room in enumerate(rooms) if room >= lengths[number]]
+        best = max(fits, key=lambda i: rooms[i] if count else -rooms[i], default=None)
         if best is None:
             bins.append([])
             rooms.append(length)
             best = len(bins) - 1
-        bins[best].append(sample)
-        rooms[best] -= len(sample.ids)
+        bins[best].append(number)
+        rooms[best] -= lengths[number]
     return bins
 
 

@@ -104,7 +104,7 @@ class DocumentCollate(LanguageCollate):
                 if found is not None:
                     sample, kept = found
                     shown = {**row, "images": [row["images"][i] for i in kept], "parts": _only(row, kept)}
-                    sample.pictures = self.processor.pictures(shown, root)  # type: ignore[arg-type]
+                    sample.pictures = self.pictures(shown, root)  # type: ignore[arg-type]
                     return sample
         raise RowError(
             f"nothing to learn: no window of {self._length(owners)} tokens has {self.options.fewest} pictures and a "

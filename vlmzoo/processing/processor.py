@@ -16,7 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 from vlmzoo.config import Config
 from vlmzoo.processing.image import ImageTransform, frames_of, open_image
 from vlmzoo.processing.jinja import JinjaTemplate, chat_of
-from vlmzoo.processing.text import IMAGE, Segment, SegmentTokenizer, Template
+from vlmzoo.processing.text import IMAGE, Segment, SegmentTokenizer, Template, opened
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
 
@@ -149,17 +149,25 @@ class Processor(ProcessorMixin):
             RowError: a picture that cannot be read, a video that is no list of frames, or places and pictures that
                 differ in number.
         """
+        made = []
+        for kind, entries in self.media_of(row):
+            frames = [self.transform(open_image(entry, root)) for entry in entries]
+            made.append(torch.stack(frames) if kind == "video" else frames[0])
+        return made
+
+    def media_of(self, row: Row) -> list[tuple[str, list[Mapping[str, Any]]]]:
+        """``image`` with its entry, or ``video`` with those of its frames that are used, in reading order.
+
+        Raises:
+            RowError: a video that is no list of frames, or places and pictures that differ in number.
+        """
         kinds = [part["type"] for part in row["parts"] if part["type"] != "text"]
         if len(kinds) != len(row["images"]):
             raise RowError(f"{len(kinds)} places for pictures in the text, {len(row['images'])} pictures")
         return [
-            self._video(entry, root) if kind == "video" else self.transform(open_image(entry, root))
+            (kind, list(frames_of(entry, self.max_frames)) if kind == "video" else [entry])
             for kind, entry in zip(kinds, row["images"], strict=True)
         ]
-
-    def _video(self, entry: Mapping[str, Any], root: Any) -> Tensor:
-        frames = frames_of(entry, self.max_frames)
-        return torch.stack([self.transform(open_image(frame, root)) for frame in frames])
 
     def segments_of(self, row: Row, name: str | None = None, prompt: bool = False) -> list[Segment]:
         """The row's segments under template ``name`` (the processor's own by default), videos with their lengths.
@@ -235,7 +243,7 @@ class Processor(ProcessorMixin):
     def prompt_ids(self, row: Row, name: str | None = None, whole: bool = False) -> list[int]:
         """Ids of one row's prompt; see :meth:`prompts`."""
         segments = self.segments_of(row, name, prompt=not whole)
-        segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
+        segments = opened(segments) if whole else segments
         places = sum(segment.kind == "image" for segment in segments)
         if places != len(row["images"]):
             raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
@@ -267,7 +275,8 @@ class Processor(ProcessorMixin):
     def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
         """Arguments of transformers' ``generate`` that end an answer where the template ends one."""
         fill, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        text, *controls = self.segments.split("" if document else self.chat_of(name).ending)
+        chat = self.chat_of(name)
+        text, *controls = self.segments.split(chat.chunk if document else chat.ending)
         ends = [end] if end is not None else []
         if controls and not text.strip():
             text, control = "", self.segments.controls[controls[0]]
@@ -358,6 +367,23 @@ def join_pictures(pictures: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"pixel_values": torch.stack(list(pictures))}
     videos = [picture if picture.ndim == 4 else picture[None] for picture in pictures]
     return {"pixel_values": torch.cat(videos), "frames": torch.tensor([len(video) for video in videos])}
+
+
+def join_features(features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What a model takes in place of :func:`join_pictures` once its tower has run; nothing if there are none.
+
+    Args:
+        features: [1, N, D] of a picture, [F, N, D] of a video.
+
+    Returns:
+        ``image_features``: [I, F, N, D]. Where lengths differ, [sum of F, 1, N, D], and ``frames``, [I].
+    """
+    if not features:
+        return {}
+    if len({one.shape for one in features}) == 1:
+        return {"image_features": torch.stack(list(features))}
+    frames = torch.tensor([len(one) for one in features])
+    return {"image_features": torch.cat(list(features))[:, None], "frames": frames}
 
 
 def _nest(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:

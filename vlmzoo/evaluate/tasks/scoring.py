@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlmzoo.evaluate.loop import over_ranks
 from vlmzoo.evaluate.tasks.base import Job
-from vlmzoo.processing.processor import Processor, join_pictures
+from vlmzoo.processing.processor import Processor, join_features, join_pictures
 from vlmzoo.types import IGNORE_INDEX, Part, Row, RowError, Sees, Weighs, move
 
 Normalise = Literal["sum", "mean", "pmi"]
@@ -155,15 +155,7 @@ def _weighed(
 
 
 def _media(shown: Sequence[Tensor], encoded: bool) -> dict[str, Tensor]:
-    return _join_features(shown) if encoded else join_pictures(shown)
-
-
-def _join_features(features: Sequence[Tensor]) -> dict[str, Tensor]:
-    """As :func:`vlmzoo.processing.processor.join_pictures` does with pixels."""
-    lengths = [len(video) for video in features]
-    if not features or len(set(lengths)) == 1:
-        return {"image_features": torch.stack(list(features))} if features else {}
-    return {"image_features": torch.cat(list(features))[:, None], "frames": torch.tensor(lengths)}
+    return join_features(shown) if encoded else join_pictures(shown)
 
 
 def _scores(job: Job, pairs: Sequence[tuple[list[int], list[int]]], media: Mapping[str, Tensor]) -> Scores:
