@@ -201,9 +201,8 @@ class _Chain:
 
     def _named(self, name: str, tree: dict[str, Any], needs: tuple[Planned, ...]) -> Planned:
         try:
-            resolved = read_run(tree).model_dump(
-                mode="json"
-            )  # for the name; what was not said stays unsaid in the run
+            # resolved for the name alone: in the run's file, what was not said stays unsaid
+            resolved = read_run(tree).model_dump(mode="json")
         except ConfigError as error:
             raise ConfigError(f"arms.{self.arm}, stage {name}: {error}") from None
         folder = Path(self.options.runs) / f"{name}-{fingerprint(resolved)}"
