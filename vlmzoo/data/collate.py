@@ -92,6 +92,8 @@ class LanguageCollate:
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """``input_ids``, ``labels``, ``position_ids`` (packed) or ``attention_mask`` (padded), and the pictures.
 
+        Packed rows of one sample each have neither: what follows a sample there, nothing supervised sees.
+
         Pictures come as :func:`vlmzoo.processing.processor.join_pictures` gives them: ``pixel_values``, and ``frames``
         where pictures and videos, or videos of several lengths, stand in one batch; cached ones as ``image_features``.
         """
@@ -105,6 +107,8 @@ class LanguageCollate:
             torch.tensor([row[i] + [fill[i]] * (length - len(row[i])) for row in rows]) for i in range(3)
         ]
         batch = dict(zip(("input_ids", "labels", "position_ids"), columns, strict=True))
+        if len(bins) == len(samples):  # nothing to keep apart: plain causal attention, the fastest there is
+            del batch["position_ids"]
         return self._with_pictures(batch, [sample for members in bins for sample in members])
 
     def _packed_row(self, members: Sequence[Sample]) -> tuple[list[int], list[int], list[int]]:

@@ -6,6 +6,7 @@ peft and quantisation work as they do without us.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -86,6 +87,12 @@ def layer_width(language_config: PreTrainedConfig) -> int:
 def positions_in(cache: Any) -> int:
     """How many positions a cache holds; 0 for none."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def known(language: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that the language model's forward takes; families differ."""
+    taken = inspect.signature(language.forward).parameters
+    return {name: value for name, value in arguments.items() if name in taken}
 
 
 @contextmanager
