@@ -339,8 +339,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             embeds = self._spliced(embeds, places, media, images)
         if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-        if cache is not None:
-            kwargs[lm.CACHE] = cache
+        kwargs |= {} if cache is None else {lm.CACHE: cache}
         if cache is None and attention_mask is None and position_ids is not None:
             # packed: with a cache transformers lets the texts of a row see each other
             use_cache = bool(use_cache)
