@@ -62,7 +62,7 @@ def test_own_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         [
             f"streams.questions.data={{kind: llava, path: {data / 'train.json'}, images: {data / 'images'}}}",
             f"model.from={tmp_path / 'start'}", f"out={out}", "optim.steps=6", "streams.questions.batch_size=4",
-            "streams.captions.batch_size=2", "evaluate.before=false", "evaluate.after=false",
+            "streams.captions.batch_size=2", "streams.questions.group=modality", "evaluate.before=false", "evaluate.after=false",
         ],
     )  # fmt: skip
     line = train(config)

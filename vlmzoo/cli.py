@@ -1,4 +1,4 @@
-"""The command line: ``vlmzoo`` and ``python -m vlmzoo``. The only file that prints."""
+"""The command line: ``vlmzoo`` and ``python -m vlmzoo``. Nothing but the files named cli writes to the terminal."""
 
 from __future__ import annotations
 

@@ -59,10 +59,10 @@ def rescore(
 
 def _tasks(config: Path, overrides: list[str] | None) -> dict[str, Any]:
     tree = override(load_yaml(config), overrides or [])  # mistakes are told before torch is imported
+    quiet()
 
     from vlmzoo.run import read_tasks
 
-    quiet()
     return read_tasks(tree, str(config))
 
 

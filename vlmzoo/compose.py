@@ -25,7 +25,7 @@ from vlmzoo.nn.text import text_config
 from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
-from vlmzoo.processing.text import IMAGE, TINY_TOKENIZER
+from vlmzoo.processing.text import IMAGE, TEMPLATES, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
@@ -229,7 +229,7 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
                 weights.setdefault(tied, weights[kept])
     elif name == "language":
         weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
-        weights = _grown(weights, part)
+        weights = _with_rows(weights, part)
     else:
         weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
     if name == "vision":  # at another resolution than it was trained at
@@ -274,19 +274,20 @@ def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _grown(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:
-    """Embedding rows beyond the published vocabulary start at the mean of the published ones."""
+def _with_rows(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:
+    """A published vocabulary at the size that the config asks for.
+
+    Rows beyond it start at the mean of the published ones. Fewer (a matrix padded beyond its tokenizer) cut the last.
+    """
+    ends = (language.get_input_embeddings(), language.get_output_embeddings())
+    owners = [name for name, module in language.named_modules() if any(module is end for end in ends)]
     wanted = language.state_dict()
     for name, tensor in weights.items():
-        target = wanted.get(name)
-        if target is not None and target.shape[1:] == tensor.shape[1:] and len(target) > len(tensor):
-            extra = (
-                tensor.float()
-                .mean(dim=0, keepdim=True)
-                .to(tensor.dtype)
-                .expand(len(target) - len(tensor), *tensor.shape[1:])
-            )
-            weights[name] = torch.cat([tensor, extra])
+        if name in wanted and name.rpartition(".")[0] in owners:
+            extra = len(wanted[name]) - len(tensor)
+            mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+            grown = torch.cat([tensor, mean.expand(max(extra, 0), *tensor.shape[1:])])
+            weights[name] = grown[: len(wanted[name])]
     return weights
 
 
@@ -345,7 +346,10 @@ def processor_for(
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    tokenizer = tokenizer_of(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    if isinstance(tokenizer, (str, Path)):
+        # beside <image>, the template's own tokens take the rows that a model has for added ones
+        controls = TEMPLATES[template_name].controls if template_name in TEMPLATES else []
+        tokenizer = tokenizer_of(tokenizer, (*(controls if _added_rows(model) else ()), IMAGE))
     siglip = model.config.vision.kind == "siglip"
     fit = image_fit or ("squash" if siglip else "crop")
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
@@ -363,6 +367,10 @@ def processor_for(
     )  # fmt: skip
     processor.chat.require_controls(tokenizer)
     return processor
+
+
+def _added_rows(model: ZooModel) -> bool:
+    return bool(getattr(model.config, "tokens", None))
 
 
 def check_vocabulary(model: ZooModel, tokenizer: Any) -> None:

@@ -227,6 +227,8 @@ def test_seed_bench_by_letter_and_by_likelihood(tmp_path: Path) -> None:
             0.0 if ("birds" in prompt and "two" in text) or ("trees" in prompt and "four" in text) else -5.0
         )
 
+    with pytest.raises(Exception, match="likelihood shows no letters"):
+        task(data, by="likelihood")
     config = task(data, by="likelihood", format="none")
     result = config.build("asked").run(Speaker(likely=likely), PROCESSOR)
     assert result.metrics["accuracy"] == 1.0 and not any("A. one" in prompt for prompt in seen)

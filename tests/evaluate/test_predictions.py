@@ -110,7 +110,13 @@ def test_a_broken_line_and_a_missing_file(tmp_path: Path) -> None:
 
 def test_what_asks_for_no_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="seed_bench asks for no words"):
-        rescored(files.seed_bench(tmp_path), [{"question_id": 1, "text": "A"}], tmp_path, by="likelihood")
+        rescored(
+            files.seed_bench(tmp_path),
+            [{"question_id": 1, "text": "A"}],
+            tmp_path,
+            by="likelihood",
+            format="none",
+        )
 
 
 def test_the_swapped_answers_of_vqa_are_kept_apart(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from vlmzoo.config import ConfigError, dump_yaml, load_yaml
 from vlmzoo.experiment import Findings, Workers, conduct, read_experiment, write_findings
+from vlmzoo.experiment.plan import sources
 from vlmzoo.experiment.work import FAILED, FINISHED, LOCK
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ BASE = {
     "optim": {"steps": 50},
     "out": "runs/base",
 }
-TUNE = {**BASE, "model": {"from": "runs/base"}, "out": "runs/tune"}
+TUNE = {**BASE, "model": {"from": "runs/base"}, "processor": {"template": "short"}, "out": "runs/tune"}
 
 
 def write(folder, arms, chain=("tune",), **more):
@@ -66,6 +67,7 @@ def test_arms_share_what_they_have_in_common(tmp_path):
         and first.needs[0].tree["optim"]["steps"] == 50
     )
     assert plan.runs["first"][1].needs != first.needs and plan.runs["first"][1].tree["seed"] == 1
+    assert long.tree["processor"] == {"template": "short"}  # not the tokenizer, which the base brings
     order = plan.order()
     assert len(order) == 2 * (1 + 3) and len({run.folder for run in order}) == 8
     assert all(order.index(need) < order.index(run) for run in order for need in run.needs)
@@ -106,6 +108,7 @@ def test_the_seed_stands_where_a_change_names_it(tmp_path):
         ({"a": arm(), "b": arm()}, {}, "b at seed 0 and a at seed 0 are the same run"),
         ({"a": arm(), "b": arm(STEPS(3), at=2)}, {}, r"arms\.b\.at"),
         ({"a": arm(at=1), "b": arm(STEPS(3))}, {"axis": "steps"}, r"arms\.b\.at"),
+        ({"a": arm(), "metric": arm(STEPS(3))}, {}, r"arms\.metric"),
         ({"a": arm()}, {}, "arms: .*at least 2"),
         ({"a": arm(), "b": arm(STEPS(3))}, {"seeds": 0}, "seeds: .*at least 1"),
         ({"a": arm(), "b": arm(STEPS(3))}, {"hypothesys": ""}, "did you mean 'hypothesis'"),
@@ -130,9 +133,9 @@ def test_shipped_experiments_can_be_planned(file, monkeypatch):
         task for own in plan.runs.values() for run in own.values() for task in run.tree["evaluate"]["tasks"]
     }
     assert {metric.partition("/")[0] for metric in plan.options.metrics} <= tasks
-    assert all(
-        run.tree["model"].get("from", str(run.needs[0].folder if run.needs else "")) for run in plan.order()
-    )
+    for run in plan.order():  # nothing starts from a folder that the experiment does not make
+        made = {source for source in sources(run.tree["model"]) if source.startswith("runs/")}
+        assert made == {str(need.folder) for need in run.needs}
 
 
 # --- running -----------------------------------------------------------------------------------------------------

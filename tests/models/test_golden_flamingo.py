@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -220,28 +221,38 @@ def forward_is_the_reference(model: Any, tensors: dict[str, torch.Tensor]) -> to
     return logits
 
 
-@cases(4)
-@pytest.mark.parametrize("how", ["greedy", "beam_lp1", "beam_lp0"])
-def test_generation(name: str, how: str) -> None:
+def beams_of(name: str) -> list[str]:
+    """What the ids of a case's beam searches are called, in its json."""
+    return sorted(re.findall(r"expected/(beam\w*_ids_lp\w+)", (GOLDEN / f"{name}.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [(name, ids) for name in NAMES if name.startswith("case4_") for ids in ("greedy_ids", *dict.fromkeys(beams_of(name)))]
+    or [(f"no case4_*.json in {GOLDEN}", "")],
+)  # fmt: skip
+def test_generation(name: str, ids: str) -> None:
     facts, tensors = case(name)
-    model, about = whole(facts, tensors), facts["generation"]
-    beams = how.startswith("beam")
-    options = {"num_beams": about["num_beams_beam"], "length_penalty": float(how[-1])} if beams else {}
+    model, about, wanted = whole(facts, tensors), facts["generation"], tensors[f"expected/{ids}"]
+    beams = ids.startswith("beam")
+    penalty = ids.partition("_lp")[2]
+    options = {"num_beams": about["num_beams_beam"], "length_penalty": float(penalty)} if beams else {}
     out = model.generate(
         **inputs(model, tensors), max_new_tokens=about["max_new_tokens"], do_sample=False,
         eos_token_id=facts["tokens"][about["eos"]], pad_token_id=facts["tokens"]["pad"],
         return_dict_in_generate=True, output_scores=True, output_logits=True, **options,
     )  # fmt: skip
-    wanted = tensors[f"expected/beam3_ids_{how[-3:]}" if beams else "expected/greedy_ids"]
     padded = torch.full_like(wanted, facts["tokens"]["pad"])
     padded[:, : out.sequences.shape[1]] = out.sequences
     assert torch.equal(padded, wanted)
+    scores = tensors[f"expected/{ids.replace('_ids', '_scores')}"]
     if beams:
-        same(out.sequences_scores, tensors[f"expected/beam3_scores_{how[-3:]}"], "scores")
+        same(out.sequences_scores, scores, "scores")
     else:
-        live = tensors["expected/greedy_live"].bool()[:, : len(out.logits)]
+        live = tensors["expected/greedy_live"].bool()
+        assert not live[:, len(out.logits) :].any()
         logits = torch.stack(out.logits, dim=1)
-        same(logits[live], tensors["expected/greedy_scores"][:, : len(out.logits)][live], "logits")
+        same(logits[live[:, : len(out.logits)]], scores[live], "logits")
 
 
 @cases(5)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import FUSIONS, LANGUAGES, rows
+from tests.helpers import FUSIONS, LANGUAGES, rows, vision_lm
 from tests.models.test_generation import asked, lively
+from tests.models.test_video import mixed
 from vlmzoo.models import candidates
 
 TEXTS = [
@@ -111,6 +112,24 @@ def test_a_full_window_falls_back(fusion: str, monkeypatch: pytest.MonkeyPatch) 
         tolerance = 1e-10 if model.dtype == torch.float64 else 1e-5
         assert equal(model.score(processor.prompts(asked()), TEXTS), alone(model, processor), tolerance)
         assert not model.__dict__.get("_packs_texts")
+
+
+@pytest.mark.parametrize("fusion", list(FUSIONS))
+def test_videos_of_several_lengths(fusion: str) -> None:
+    """With a connector that gives each frame its tokens: read in parts, by beams, and scored, as each row alone."""
+    model, processor = vision_lm(connector="mlp", fusion=fusion)
+    model.double().eval()
+    shown = [row for row in mixed() if row["images"] and row["parts"][0]["role"] == "user"]
+    prompts = processor.prompts(shown)
+    assert len(set(prompts["frames"].tolist())) > 1
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    wanted = model.generate(**prompts, **options, use_cache=False)
+    assert torch.equal(model.generate(**prompts, **options), wanted)
+    assert torch.equal(model.generate(**prompts, **options, prefill_chunk_size=7), wanted)
+    texts = [[[5, 6, number], [5, 7]] for number in range(4, 4 + len(shown))]
+    together = model.score(prompts, texts)
+    single = [model.score(processor.prompts([row]), [own])[0] for row, own in zip(shown, texts)]
+    assert equal(together, single)
 
 
 def test_what_is_looked_at_counts() -> None:

@@ -210,6 +210,22 @@ def test_a_language_model_starts_from_another_models_folder(tmp_path: Path, tied
     assert (head.data_ptr() == words.data_ptr()) == tied == model.config.language.tie_word_embeddings
 
 
+@pytest.mark.parametrize("kind", ["llama", "gptj", "opt"])
+def test_a_published_vocabulary_takes_the_size_asked_for(kind: str, tmp_path: Path) -> None:
+    """More rows start at the mean, fewer cut the padding; positions and widths are not touched."""
+    source, _ = vision_lm(language=kind)
+    source.language.save_pretrained(tmp_path)
+    published = source.get_output_embeddings().weight
+    for size in (500, 520):
+        tree = {"from": str(tmp_path), "vocab_size": size}
+        model = build("flamingo-tiny", language=tree, tokens=None, image_token_id=2)
+        head = model.get_output_embeddings().weight
+        assert len(head) == size == model.config.language.vocab_size
+        assert torch.equal(head[:500], published[:500])
+        if size > len(published):
+            assert torch.allclose(head[-1], published.mean(dim=0), atol=1e-6)
+
+
 def test_resizing_the_vocabulary_is_saved(tmp_path: Path) -> None:
     model, _ = vision_lm()
     model.resize_token_embeddings(520)

@@ -21,8 +21,9 @@ from tests.processing.test_text import (
     row_of,
     written,
 )  # fmt: skip
-from vlmzoo.compose import processor_for
+from vlmzoo.compose import processor_for, tokenizer_of
 from vlmzoo.config import ConfigError
+from vlmzoo.hub import llava
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.jinja import JinjaTemplate, chat_of
 from vlmzoo.processing.processor import Processor
@@ -322,3 +323,31 @@ def test_a_run_with_a_template_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "chatml.jinja").write_text(CHATML)
     with pytest.raises(ConfigError, match=r"needs <\|im_end\|> as a token"):
         processor_for(model, template_name=str(tmp_path / "chatml.jinja"))
+
+
+@pytest.mark.parametrize("name", [*(name for name in TEMPLATES if name != "chatml"), *SOURCES])
+def test_an_exported_folder_writes_in_stock_what_was_trained(name: str, tmp_path: Path) -> None:
+    """String, ids and label masks of a stock processor, and our own reading of the folder."""
+    from transformers import AutoProcessor
+
+    model, _ = vision_lm()
+    tokenizer = tokenizer_of("tiny")
+    if name in SOURCES:
+        tokenizer.chat_template = SOURCES[name].replace("<|im_end|>", "</s>").replace("<|im_start|>", "<s>")
+    processor = processor_for(model, tokenizer, template_name="tokenizer" if name in SOURCES else name)
+    llava.export(model, processor, tmp_path)
+    stock, back = AutoProcessor.from_pretrained(tmp_path), llava.read(tmp_path)[1]
+    for row in CONVERSATIONS.values():
+        messages, pictures = messages_of(row), [PICTURE] * len(row["images"]) or None
+        ids, labels = processor.supervised(row)
+        text = stock.apply_chat_template(messages)
+        assert text == written(processor, processor.chat.segments(row["parts"]))
+        assert stock(text=text, images=pictures, add_special_tokens=False)["input_ids"][0] == ids
+        masks = stock.tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )["assistant_masks"]
+        assert sum(masks) == sum(label != IGNORE_INDEX for label in labels)
+        prompt = stock.apply_chat_template(messages[:-1], add_generation_prompt=True)
+        asked = stock(text=prompt, images=pictures, add_special_tokens=False)["input_ids"][0]
+        assert asked == processor.prompts([row])["input_ids"][0].tolist()
+        assert back.supervised(row) == (ids, labels)

@@ -294,7 +294,8 @@ def test_captions_and_documents(tokenizer: str, name: str, row: Any) -> None:
     ids, labels = processor.supervised(row)
     texts = [part["text"] for part in row["parts"] if part["text"]]
     found = processor.decode([label for label in labels if label != IGNORE_INDEX], skip_special_tokens=False)
-    assert found.replace(" ", "") == "".join(texts).replace(" ", "") + processor.tokenizer.eos_token
+    ended = "".join(text + processor.chat_of(name).chunk for text in texts)
+    assert found.replace(" ", "") == ended.replace(" ", "") + processor.tokenizer.eos_token
     prompt = processor.prompts([row])["input_ids"][0].tolist()
     assert ids[: len(prompt)] == prompt and len(prompt) < len(ids)  # served as it was trained
     assert prompt[-TOKENS:] == [processor.image_token_id] * TOKENS

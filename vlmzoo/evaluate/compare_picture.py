@@ -152,7 +152,8 @@ def sheet(title: str, said: str, names: Sequence[str], panels: Sequence[tuple[st
     Args:
         said: the picture in words. panels: title, SVG and height of each; all are WIDTH wide.
     """
-    drawn_legend, top = _legend(names, MARGIN + 30)
+    columns = min(2, len(panels)) or 1
+    drawn_legend, top = _legend(names, MARGIN + 30, columns)
     heights = [top, top]
     drawn = [
         f'<text class="head" style="font-size:16px" x="{MARGIN}" y="{MARGIN + 8}">{esc(title)}</text>',
@@ -164,19 +165,18 @@ def sheet(title: str, said: str, names: Sequence[str], panels: Sequence[tuple[st
         drawn.append(f'<text class="head" x="{x + EDGE}" y="{y + 12:.0f}">{esc(short(name, 60))}</text>')
         drawn.append(f'<g transform="translate({x} {y + HEAD:.0f})">{inner}</g>')
         heights[column] += HEAD + height + MARGIN
-    columns = 1 if heights[1] == top else 2
     width = MARGIN + columns * (WIDTH + MARGIN)
     return svg_file(title, said or title, width, max(heights) + MARGIN / 2, "".join(drawn))
 
 
-def _legend(names: Sequence[str], y: float) -> tuple[str, float]:
-    """The methods with line and mark, two a row; and where the panels may begin."""
+def _legend(names: Sequence[str], y: float, columns: int) -> tuple[str, float]:
+    """The methods with line and mark, one a column in each row; and where the panels may begin."""
     parts = []
     for look, name in enumerate(names[:MOST_METHODS]):
-        x, row = MARGIN + (look % 2) * (WIDTH + MARGIN), y + 17 * (look // 2)
+        x, row = MARGIN + (look % columns) * (WIDTH + MARGIN), y + 17 * (look // columns)
         line = Line("", [], look=look)
         parts.append(f'<path class="curve" {line.stroke} d="M{x} {row:.0f}h28"/>')
         parts.append(f'<path fill="{line.colour}" d="{shape(look, x + 14, row)}"/>')
         parts.append(f'<text class="ink" x="{x + 36}" y="{row + 4:.0f}">{esc(short(name, 60))}</text>')
-    rows = (min(len(names), MOST_METHODS) + 1) // 2
+    rows = -(-min(len(names), MOST_METHODS) // columns)
     return "".join(parts), y + 17 * rows + 8

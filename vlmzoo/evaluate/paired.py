@@ -108,8 +108,15 @@ def verdict(
         return "one seed only, so nothing is shown" if n else "nothing to compare"
     signs = {seeds.sign} | ({rows.sign} if rows is not None else set())
     if len(signs) > 1 or 0 in signs:
-        return f"no difference shown at {n} seeds"
+        return f"no difference shown at {n} seeds{_each(differences)}"
     sign = signs.pop()
     if not direction:
         return "higher" if sign > 0 else "lower"
     return "better" if sign == direction else "worse"
+
+
+def _each(differences: Sequence[float]) -> str:
+    """What a few seeds can hint at without showing it: all of them point the same way."""
+    if all(value > 0 for value in differences):
+        return " (higher at each)"
+    return " (lower at each)" if all(value < 0 for value in differences) else ""

@@ -83,7 +83,7 @@ class Planned:
     """One run.
 
     Attributes:
-        tree: the resolved config, ``out`` among it. needs: the runs whose models it starts from.
+        tree: its run file, ``out`` among it. needs: the runs whose models it starts from.
     """
 
     stage: str
@@ -128,6 +128,8 @@ def read_experiment(
     tree = override(load_yaml(file), assignments or [])
     options = read(ExperimentOptions, {**tree, "seeds": seeds} if seeds is not None else tree)
     for name, arm in options.arms.items():
+        if name == "metric":
+            raise ConfigError("arms.metric: an arm cannot be called so; it is the head of a column")
         for stage in arm.set:
             if stage not in options.stages:
                 raise ConfigError(f"arms.{name}.set.{stage}: no such stage; {nearest(stage, options.stages)}")
@@ -199,11 +201,12 @@ class _Chain:
 
     def _named(self, name: str, tree: dict[str, Any], needs: tuple[Planned, ...]) -> Planned:
         try:
+            # resolved for the name alone: in the run's file, what was not said stays unsaid
             resolved = read_run(tree).model_dump(mode="json")
         except ConfigError as error:
             raise ConfigError(f"arms.{self.arm}, stage {name}: {error}") from None
         folder = Path(self.options.runs) / f"{name}-{fingerprint(resolved)}"
-        return Planned(name, folder, {**resolved, "out": str(folder)}, needs)
+        return Planned(name, folder, {**tree, "out": str(folder)}, needs)
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:

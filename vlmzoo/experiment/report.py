@@ -14,7 +14,7 @@ from vlmzoo.evaluate.compare_picture import Dots, sheet
 from vlmzoo.evaluate.paired import LEVEL, Interval
 from vlmzoo.evaluate.report import write_page, write_whole
 from vlmzoo.evaluate.report_metrics import signed
-from vlmzoo.evaluate.report_style import duration, missing, number, paragraphs, short, table
+from vlmzoo.evaluate.report_style import Number, duration, missing, number, paragraphs, short, table
 from vlmzoo.experiment.findings import Cell, Findings
 
 PAGE, PICTURE, TEXT, VALUES = "experiment.html", "experiment.svg", "experiment.md", "experiment.json"
@@ -47,7 +47,7 @@ def write_findings(found: Findings) -> tuple[str, list[Path]]:
 
 
 def markdown(found: Findings) -> str:
-    """The report as markdown: hypothesis, verdict, a table a metric, costs, what failed."""
+    """The report as markdown: hypothesis, verdict, all metrics, a table a metric, costs, what failed."""
     options = found.options
     pieces = [
         f"# {options.title}",
@@ -55,6 +55,7 @@ def markdown(found: Findings) -> str:
         options.note,
         f"**Result.** {found.conclusion()}",
     ]
+    pieces.append(_markdown(_summary(found)))
     pieces += [f"**{name}**\n\n{_markdown(_rows(cells))}" for name, cells in found.cells.items()]
     pieces.append(f"**Cost**\n\n{_markdown(_costs(found))}")
     if found.states():
@@ -71,6 +72,18 @@ def values(found: Findings) -> dict[str, Any]:
         "costs": found.costs(), "unfinished": found.states(),
         "runs": {arm: {trial.seed: str(trial.run.folder) for trial in own} for arm, own in found.trials.items()},
     }  # fmt: skip
+
+
+def _summary(found: Findings) -> list[dict[str, str]]:
+    """A row a metric, a column an arm: mean, standard deviation over seeds, verdict."""
+    return [
+        {"metric": name, **{cell.arm: _brief(cell) for cell in cells}} for name, cells in found.cells.items()
+    ]
+
+
+def _brief(cell: Cell) -> str:
+    value = cell.measure.text() if cell.measure else "–"
+    return f"{value} ({cell.words})" if cell.words else value
 
 
 def _rows(cells: Sequence[Cell]) -> list[dict[str, str]]:
@@ -142,7 +155,10 @@ def _page(found: Findings) -> str:
         )
         for name, lines in _curves(found)
     )
-    metrics = "".join(table(_rows(cells), name, spreads=False) for name, cells in found.cells.items())
+    metrics = table(
+        _numbers(found), "All metrics", aside="mean ± standard deviation over seeds", spreads=False
+    )
+    metrics += "".join(table(_rows(cells), name, spreads=False) for name, cells in found.cells.items())
     states = table(found.states(), "Not finished") if found.states() else missing("Every run finished.")
     abouts = [
         {"arm": name, "about": arm.about, "changes": "; ".join(f"{stage}: {', '.join(own)}" for stage, own in arm.set.items())}
@@ -152,6 +168,22 @@ def _page(found: Findings) -> str:
         f'<section class="block">{drawn}{metrics}{paragraphs(METHOD, "note")}</section>'
         f'<section class="block">{table(_costs(found), "Cost")}{table(abouts, "Arms")}{states}</section>'
     )
+
+
+def _numbers(found: Findings) -> list[dict[str, Any]]:
+    """:func:`_summary` for the page: the words stand under the number."""
+    return [
+        {
+            "metric": name,
+            **{
+                cell.arm: Number(cell.measure.value, cell.measure.spread, note=cell.words)
+                if cell.measure
+                else cell.words
+                for cell in cells
+            },
+        }
+        for name, cells in found.cells.items()
+    ]
 
 
 def _dots(found: Findings) -> Dots | None:

@@ -271,7 +271,7 @@ def read(folder: str | Path, base: str | Path | None = None) -> tuple[VisionLM, 
     model.config.starts = {
         "vision": str(tower), "language": str(source), **dict.fromkeys(("connector", "fusion", "tokens"), str(folder)),
     }  # fmt: skip
-    return model.eval(), processor_for(model, tokenizer)
+    return model.eval(), processor_for(model, tokenizer, template_name="flamingo")
 
 
 def _beside(folder: Path, named: str | None) -> str | None:
@@ -299,17 +299,12 @@ def _shell(
     ids: list[int],
 ) -> VisionLM:
     """The model with tower and language model loaded, its vocabulary of ``rows`` as the project resizes it."""
-    published = int(lm.language_config({"from": source}).get_text_config().vocab_size)
-    model = build(
+    return build(  # type: ignore[return-value]
         {
             "class": "vision_lm", "vision": {"from": tower, "kind": "clip", "cls": "drop"}, "connector": connector,
-            "fusion": fusion, "language": {"from": source, "vocab_size": max(rows, published)},
-            "image_token_id": ids[1], "tokens": ids,
+            "fusion": fusion, "language": {"from": source, "vocab_size": rows}, "image_token_id": ids[1], "tokens": ids,
         }
     )  # fmt: skip
-    if rows < published:
-        model.resize_token_embeddings(rows)
-    return model  # type: ignore[return-value]
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def read(folder: Path, quantization: Any = None, **options: Any) -> tuple[ZooMod
     """The model and the processor of a folder.
 
     Args:
-        quantization: of the language model; see :func:`vlmzoo.load`. options: for transformers' ``from_pretrained``.
+        quantization: of the language model; see :func:`vlmzoo.folders.load`. options: for transformers' ``from_pretrained``.
 
     Raises:
         ConfigError: broken or missing files, a misspelt key, missing, unexpected or mis-shaped tensors, a tokenizer that

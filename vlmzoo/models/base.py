@@ -113,6 +113,15 @@ class ZooModel(PreTrainedModel):
         for parameter in filter(torch.is_floating_point, self.parameters()):
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
 
+    def train(self, mode: bool = True) -> ZooModel:
+        """Training mode for what learns: a frozen part computes as it does in use, without dropout."""
+        super().train(mode)
+        for part in self.parts().values():
+            weights = list(part.parameters()) if isinstance(part, nn.Module) else []
+            if mode and weights and not any(weight.requires_grad for weight in weights):
+                _still(part)  # type: ignore[arg-type]
+        return self
+
     def part_table(self) -> list[dict[str, Any]]:
         """One row a part: name, kind, parameters, learning parameters, starting weights."""
         starts = getattr(self.config, "starts", None) or {}
@@ -155,6 +164,20 @@ class ZooModel(PreTrainedModel):
 
     def __repr__(self) -> str:
         return self.table()
+
+
+def _still(part: nn.Module) -> None:
+    """Take a frozen part's dropout away: by evaluation mode, or where activations are recomputed, which transformers does
+    in training mode only, by setting every rate to 0."""
+    if not any(getattr(module, "gradient_checkpointing", False) for module in part.modules()):
+        part.eval()
+        return
+    for module in part.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def read_weights(folder: str | Path, prefix: str) -> dict[str, torch.Tensor]:

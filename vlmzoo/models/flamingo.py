@@ -42,12 +42,15 @@ def flamingo_tiny() -> dict[str, Any]:
 # --- the paper's (Alayrac et al. 2022, table 1) --------------------------------------------------------------------
 
 
-def _paper(language: dict[str, Any], heads: int, every: int) -> dict[str, Any]:
+def _paper(language: dict[str, Any], heads: int, every: int, words: int | None = None) -> dict[str, Any]:
     """The paper's resampler and blocks on an open tower and language model.
 
     Resampler: 6 layers, 1536 wide, 16 heads of 128, 64 latents, 8 frames, squared ReLU (194 M with its way in from the
     tower). Blocks: heads of 128, norms on both sides, squared ReLU, from the first layer on. The tower is the open one
     nearest to NFNet-F6's 435 M: SigLIP so400m, 428 M (``register`` takes another, see the guide on extending).
+
+    Args:
+        words: ids of the language model's own tokenizer; the added tokens follow them. By default all rows but theirs.
     """
     siglip = {
         "kind": "siglip", "hub": "google/siglip-so400m-patch14-384", "hidden_size": 1152, "intermediate_size": 4304,
@@ -60,13 +63,14 @@ def _paper(language: dict[str, Any], heads: int, every: int) -> dict[str, Any]:
     fusion = {
         "every": every, "offset": 0, "heads": heads, "dim_head": 128, "activation": "sq_relu", "media_norm": True,
     }  # fmt: skip
-    rows = language["vocab_size"]
-    return _tree(siglip, connector, fusion, language, (rows - 2, rows - 1))
+    first = language["vocab_size"] - END_OF_CHUNK_AND_IMAGE if words is None else words
+    return _tree(siglip, connector, fusion, language, (first, first + 1))
 
 
 def flamingo_3b() -> dict[str, Any]:
     """Flamingo-3B: 24 blocks of 2048 before every layer; Pythia 1.4B has Chinchilla 1.4B's layers, width and heads."""
-    return _paper(_pythia("EleutherAI/pythia-1.4b", 2048, 24, 16), heads=16, every=1)
+    # its tokenizer has 50277 ids of the 50304 rows, so the added tokens find room
+    return _paper(_pythia("EleutherAI/pythia-1.4b", 2048, 24, 16), heads=16, every=1, words=50277)
 
 
 def flamingo_9b() -> dict[str, Any]:
@@ -99,7 +103,7 @@ def flamingo_80b() -> dict[str, Any]:
 def _pythia(source: str, hidden: int, layers: int, heads: int) -> dict[str, Any]:
     return {
         "kind": "gpt_neox", "hub": source, "hidden_size": hidden, "intermediate_size": 4 * hidden,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 50304 + END_OF_CHUNK_AND_IMAGE,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 50304,
         "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
     }  # fmt: skip

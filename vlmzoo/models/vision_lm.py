@@ -339,17 +339,16 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             embeds = self._spliced(embeds, places, media, images)
         if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-        if cache is not None:
-            kwargs[lm.CACHE] = cache
+        kwargs |= {} if cache is None else {lm.CACHE: cache}
+        if cache is None and attention_mask is None and position_ids is not None:
+            # packed: with a cache transformers lets the texts of a row see each other
+            use_cache = bool(use_cache)
         kwargs |= lm.known(self.language, logits_to_keep=logits_to_keep)
         with self._looking(media, images if media_index is None else media_index, use_cache is not False):
             out = self.language(
-                inputs_embeds=embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                use_cache=use_cache,
+                inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
                 **kwargs,
-            )
+            )  # fmt: skip
         if getattr(out, lm.CACHE, None) is not None:
             getattr(out, lm.CACHE).media = media
         if labels is not None:

@@ -211,6 +211,12 @@ class _HeadLosses(torch.autograd.Function):
         work: _Work,
         learns: bool,
     ) -> Tensor:
+        """Losses [U].
+
+        Args:
+            hidden, weight, bias, own, targets: of :func:`head_losses`, in the dtype of the products.
+            work: how it is cut up. learns: whether a gradient will be asked for.
+        """
         wanted = list(ctx.needs_input_grad[:4])
         inputs = (hidden, weight, bias, own)
         if not (learns and any(wanted)):
@@ -228,6 +234,7 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by the tensors, from those of the losses, [U]."""
         alike = pull.numel() < 2 or pull.stride() == (0,)  # a sum sends back one number
         if ctx.early and (alike or not any(ctx.wanted[1:])):
             found, ctx.found = ctx.found, None

@@ -76,6 +76,7 @@ class JinjaTemplate:
 
     KEPT = 4096  # shapes of conversations whose pieces are remembered
     plain = False
+    chunk = ""
 
     def __init__(self, source: str, tokenizer: Any, name: str = TOKENIZER) -> None:
         self.name = name
@@ -88,7 +89,8 @@ class JinjaTemplate:
             self._lists, self._images = self._contents()
             self._tail = self._last_words()
             self._trims = {role: self._trimmed(role) for role in ("user", "assistant")}
-            self.source = source if WRAPPED in source else self._wrapped(self._close())
+            close = self._close()
+            self.source = source if WRAPPED in source else self._wrapped(close)
             for rounds in (1, 2):
                 self.ending = self._verify(rounds)
         except RowError as error:

@@ -16,7 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 from vlmzoo.config import Config
 from vlmzoo.processing.image import ImageTransform, frames_of, open_image
 from vlmzoo.processing.jinja import JinjaTemplate, chat_of
-from vlmzoo.processing.text import IMAGE, Segment, SegmentTokenizer, Template
+from vlmzoo.processing.text import IMAGE, Segment, SegmentTokenizer, Template, opened
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
 
@@ -243,7 +243,7 @@ class Processor(ProcessorMixin):
     def prompt_ids(self, row: Row, name: str | None = None, whole: bool = False) -> list[int]:
         """Ids of one row's prompt; see :meth:`prompts`."""
         segments = self.segments_of(row, name, prompt=not whole)
-        segments = segments[:-1] if whole and segments[-1].kind == "eos" else segments
+        segments = opened(segments) if whole else segments
         places = sum(segment.kind == "image" for segment in segments)
         if places != len(row["images"]):
             raise RowError(f"{places} places for pictures in the prompt, {len(row['images'])} pictures")
@@ -275,7 +275,8 @@ class Processor(ProcessorMixin):
     def endings(self, name: str | None = None, document: bool = False) -> dict[str, Any]:
         """Arguments of transformers' ``generate`` that end an answer where the template ends one."""
         fill, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        text, *controls = self.segments.split("" if document else self.chat_of(name).ending)
+        chat = self.chat_of(name)
+        text, *controls = self.segments.split(chat.chunk if document else chat.ending)
         ends = [end] if end is not None else []
         if controls and not text.strip():
             text, control = "", self.segments.controls[controls[0]]

@@ -53,6 +53,7 @@ class Template:
         user, answer: what stands before and after a turn's content; the answer's is supervised, its end token follows.
         open: what stands before the answer and is not supervised. close: what follows its end and is not either.
         begins: the begin token stands before every round, not only before the first.
+        chunk: in a document, what ends a text before a picture and at the end, supervised (Flamingo's <EOC>).
         plain: LLaVA's first stage: the user's text is dropped, the answer follows the picture bare.
     """
 
@@ -66,13 +67,24 @@ class Template:
     end: Literal["eos", "none"] = "eos"
     close: str = ""
     begins: bool = False
+    chunk: str = ""
     plain: bool = False
 
     @property
     def controls(self) -> list[str]:
         """Control tokens in the template's own words, which a tokenizer must know as tokens."""
         return control_words(
-            "".join((self.system, *self.around_system, *self.user, self.open, *self.answer, self.close))
+            "".join(
+                (
+                    self.system,
+                    *self.around_system,
+                    *self.user,
+                    self.open,
+                    *self.answer,
+                    self.close,
+                    self.chunk,
+                )
+            )
         )
 
     @property
@@ -130,7 +142,7 @@ class Template:
 
     def _turn(self, role: str, group: list[Part], inside: list[Segment]) -> Iterator[Segment]:
         if role == "text":
-            yield from _content(group, supervised=True, newline=False)
+            yield from self._chunks(group)
             yield Segment("eos", supervised=True)
         elif role == "user" and self.plain:
             yield from (Segment("image") for part in group if part["type"] != "text")
@@ -150,6 +162,15 @@ class Template:
                 yield Segment("eos", supervised=True)
             if self.close:
                 yield Segment("text", self.close, own=True)
+
+    def _chunks(self, group: list[Part]) -> Iterator[Segment]:
+        """A document's pictures and texts; every text that a picture or the end follows is ended by ``chunk``."""
+        texts = [part["type"] == "text" and bool(part["text"]) for part in group]
+        ends = [said and not after for said, after in zip(texts, [*texts[1:], False], strict=True)]
+        for segment, last in zip(_content(group, supervised=True, newline=False), ends, strict=True):
+            yield segment
+            if last and self.chunk:
+                yield Segment("text", self.chunk, supervised=True, own=True)
 
     def jinja(self, bos: str, eos: str) -> str:
         """The same template for transformers' ``apply_chat_template``, assistant turns marked for its label masks."""
@@ -220,6 +241,16 @@ def turns_of(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
     return [(role, list(group)) for role, group in groupby(parts, key=lambda part: part["role"])]
 
 
+def opened(segments: Sequence[Segment]) -> list[Segment]:
+    """A document's segments without what closes it, so that its last text can be gone on with."""
+    found = list(segments)
+    if found and found[-1].kind == "eos":
+        found.pop()
+    if found and found[-1].own and found[-1].supervised:
+        found.pop()  # the end of the last chunk
+    return found
+
+
 def without_answer(turns: list[tuple[str, list[Part]]]) -> list[tuple[str, list[Part]]]:
     """Turns without a last assistant turn, or without the last text of a document."""
     role, group = turns[-1]
@@ -237,6 +268,7 @@ TEMPLATES = {
         Template("vicuna_v1", system=_ASSISTANT.format("user")),
         Template("llava_v1", system=_ASSISTANT.format("human")),
         Template("short"),
+        Template("flamingo", chunk="<|endofchunk|>"),
         Template("plain", open="", answer=("", "\n"), end="none", plain=True),
         Template(
             "llava_llama_2", system=_LLAVA_LLAMA_2, around_system=("<<SYS>>\n", "\n<</SYS>>\n\n"), system_inside=True,

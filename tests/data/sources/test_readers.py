@@ -186,6 +186,18 @@ def test_mmc4_pictures_go_by_their_sentence_not_by_their_order(tmp_path: Path) -
     ]
 
 
+def test_mmc4_pictures_unlike_their_sentence_are_left_out(tmp_path: Path) -> None:
+    documents = [mmc4([("a.png", 0), ("b.png", 1)]), mmc4([("c.png", 0)])]
+    for document, similarities in zip(documents, ((0.3, 0.1), (0.1,))):
+        for info, value in zip(document["image_info"], similarities):
+            info["matched_sim"] = value
+    tree = {"path": lines(tmp_path / "d.jsonl", documents)}
+    source = opened("interleaved", **tree, min_similarity=0.24)
+    assert [entry["path"] for entry in source[0]["images"]] == ["a.png"] and len(source) == 1
+    assert [why for _, why in source.rejected] == ["no picture is as similar to its sentence as 0.24"]
+    assert len(opened("interleaved", **tree)) == 2
+
+
 def test_pictures_inside_mmc4(tmp_path: Path) -> None:
     document = mmc4([("a.png", 1)])
     document["image_info"][0]["image_base64"] = base64.b64encode(png(7)).decode()

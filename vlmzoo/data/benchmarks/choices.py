@@ -75,7 +75,7 @@ class ScienceQaData(BenchmarkConfig):
 
         wanted = ((str(name), problems.get(str(name))) for name in splits[self.split])
         if self.subset == "images":
-            wanted = (pair for pair in wanted if pair[1] is None or pair[1].get("image"))
+            wanted = (pair for pair in wanted if pair[1] is None or _field(pair[1], "image"))
         return self.rows(wanted, to_row)
 
 
@@ -138,6 +138,11 @@ class MmBenchData(Config):
                 yield {key: "" if value == "nan" else value for key, value in plain.items()}
 
 
+def _field(record: Any, name: str) -> Any:
+    """A field that rows are chosen by; None where there is none, which is for the row's own check to tell."""
+    return record.get(name) if isinstance(record, Mapping) else None
+
+
 def _is_copy(index: str) -> bool:
     return index.isdecimal() and int(index) >= COPY
 
@@ -186,7 +191,7 @@ class SeedBenchData(BenchmarkConfig):
         types = tree.get("question_type") or {}
         names = {number: str(name) for name, number in types.items()}
         if self.video_picture is None:
-            records = [record for record in records if record.get("data_type") != "video"]
+            records = [record for record in records if _field(record, "data_type") != "video"]
 
         def to_row(record: Any, name: str) -> Row:
             video = record.get("data_type") == "video"

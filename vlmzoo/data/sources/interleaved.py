@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from vlmzoo.config import Config
@@ -29,11 +30,14 @@ class InterleavedConfig(Config):
             picture stands before the sentence it is matched to (``image_base64`` may hold the picture itself).
             OBELICS: ``{texts: [text | null], images: [path | null]}``, exactly one of the two at each place.
         images: folder that picture paths start from; the file's own folder by default.
+        min_similarity: of mmc4, leave out pictures whose ``matched_sim`` to their sentence is lower (0.24 in
+            OpenFlamingo); a document without any picture left is rejected.
     """
 
     kind: Literal["interleaved"] = "interleaved"
     path: str
     images: str | None = None
+    min_similarity: float | None = None
 
     def open(self) -> Source:
         """The source; documents that are no rows are listed in ``rejected``.
@@ -41,17 +45,21 @@ class InterleavedConfig(Config):
         Raises:
             ConfigError: no such file or folder, not json, no usable document.
         """
-        return Rows(*rows_of_records(self.path, self.images, document_row), f"data.path {self.path}")
+        read = partial(document_row, min_similarity=self.min_similarity)
+        return Rows(*rows_of_records(self.path, self.images, read), f"data.path {self.path}")
 
 
-def document_row(record: Mapping[str, Any], name: str = "0") -> Row:
+def document_row(record: Mapping[str, Any], name: str = "0", min_similarity: float | None = None) -> Row:
     """A document as a row: everything in role ``text``.
+
+    Args:
+        min_similarity: of mmc4; see :class:`InterleavedConfig`.
 
     Raises:
         RowError: neither mmc4 nor OBELICS, or malformed.
     """
     if "text_list" in record:
-        parts, images = _mmc4(record)
+        parts, images = _mmc4(record, min_similarity)
     elif "texts" in record:
         parts, images = _obelics(record)
     else:
@@ -68,11 +76,15 @@ def document_row(record: Mapping[str, Any], name: str = "0") -> Row:
     }
 
 
-def _mmc4(record: Mapping[str, Any]) -> tuple[list[Part], list[dict[str, Any]]]:
+def _mmc4(record: Mapping[str, Any], least: float | None) -> tuple[list[Part], list[dict[str, Any]]]:
     """Pictures go by the sentence they are matched to, not by their order in the file, which may cross it."""
     texts = _list(record["text_list"], "text_list")
     before: dict[int, list[dict[str, Any]]] = {}
-    for info in record.get("image_info") or ():
+    known = record.get("image_info") or ()
+    alike = [info for info in known if least is None or _similarity(info) >= least]
+    if known and not alike:
+        raise RowError(f"no picture is as similar to its sentence as {least}")
+    for info in alike:
         index = whole_number(info["matched_text_index"])
         if index is None or not 0 <= index < len(texts):
             raise RowError(f"matched_text_index {info['matched_text_index']!r} of {len(texts)} sentences")
@@ -82,6 +94,13 @@ def _mmc4(record: Mapping[str, Any]) -> tuple[list[Part], list[dict[str, Any]]]:
         parts += [place()] * len(before.get(index, ()))
         parts.append(said("text", text))
     return parts, [entry for index in sorted(before) for entry in before[index]]
+
+
+def _similarity(info: Mapping[str, Any]) -> float:
+    value = info.get("matched_sim")
+    if not isinstance(value, (int, float)):
+        raise RowError(f"min_similarity needs a number as matched_sim, got {value!r}")
+    return float(value)
 
 
 def _mmc4_picture(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from vlmzoo.evaluate import benchmark_metrics as scorers
 from vlmzoo.evaluate import metrics
@@ -284,7 +284,7 @@ class Options(Graded):
         return result
 
     def _likeliest(self, job: Job) -> list[str]:
-        """The text of each row's likeliest option as its answer, the options not being shown."""
+        """The letter of each row's likeliest option by its text, the options not being shown; '' if none is likeliest."""
         choices = []
         for row in job.rows:
             media: list[Part] = [part for part in row["parts"] if part["type"] != "text"]
@@ -309,18 +309,17 @@ def _turns(row: Row) -> list[Row]:
         }
         for by in range(1, len(choices))
     ]
-    turned = [
-        _with_choices(row, copy["id"], copy["choices"], copy["right"])
-        for copy in copies
-        if copy["id"] != row["id"]
-    ]
+    turned = [_with_choices(row, copy["id"], copy["choices"], copy["right"]) for copy in copies]
     return [{**row, "truth": {**truth, "turn_of": row["id"]}}, *turned]
 
 
 def _with_choices(row: Row, name: str, choices: Sequence[str], right: int | None) -> Row:
-    truth = {**truth_of(row), "choices": choices, "turn_of": row["id"]}
-    if right is not None:
-        truth |= {"answer": choices[right], "letter": ascii_uppercase[right]}
+    known = (
+        {"answer": choices[right], "letter": ascii_uppercase[right]}
+        if right is not None
+        else {"letter": None}
+    )
+    truth = {**truth_of(row), "choices": choices, "turn_of": row["id"], **known}
     media = [part for part in row["parts"] if part["type"] != "text"]
     asked: Part = {"role": "user", "type": "text", "text": with_options(truth["question"], choices)}
     return {**row, "id": name, "parts": [*media, asked], "truth": truth}
@@ -340,7 +339,7 @@ class OptionsConfig(BenchmarkConfig):
 
     Attributes:
         by: ``letter``, generated and read; or ``likelihood``: the option whose text is likeliest after the bare question
-            (give ``format: none`` with it). normalise: the whole text's likelihood (sum), or a token's on average (mean).
+            (which ``format: none`` goes with). normalise: the whole text's likelihood (sum), or a token's on average (mean).
         circular: ask with every turn of the options; right is who is right in all of them.
     """
 
@@ -349,6 +348,12 @@ class OptionsConfig(BenchmarkConfig):
     normalise: Literal["sum", "mean"] = "sum"
     circular: bool = False
     format: Format = "option_letter"
+
+    @model_validator(mode="after")
+    def _letters_are_shown(self) -> OptionsConfig:
+        if self.by == "likelihood" and self.format == "option_letter":
+            raise ValueError("by: likelihood shows no letters to answer with; add format: none")
+        return self
 
     def build(self, name: str) -> Options:
         """The task."""
