@@ -107,14 +107,22 @@ def test_captioning() -> None:
     losses = model.token_losses(batch, label_smoothing=facts["label_smoothing"])
     same(losses.mean(), tensors["expected/loss_lm"], "loss")
     lengths = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
-    same(torch.stack([one.sum() for one in losses.split(lengths)]), tensors["expected/loss_per_sequence_sum"], "sums")
+    same(
+        torch.stack([one.sum() for one in losses.split(lengths)]),
+        tensors["expected/loss_per_sequence_sum"],
+        "sums",
+    )
     losses.mean().backward()
     gradients_are(model, group(tensors, "grads"))
 
 
 @pytest.mark.parametrize(
     ("ids", "options"),
-    [("greedy_ids", {}), ("beam3_ids_lp0", {"length_penalty": 0.0}), ("beam3_ids_hf5", {"length_penalty": None})],
+    [
+        ("greedy_ids", {}),
+        ("beam3_ids_lp0", {"length_penalty": 0.0}),
+        ("beam3_ids_hf5", {"length_penalty": None}),
+    ],
 )
 def test_generation(ids: str, options: dict[str, Any]) -> None:
     """Beams with a length penalty are those of today's transformers: 4.x counted lengths otherwise."""

@@ -22,6 +22,7 @@ from vlmzoo.models.blip_med import BlipMED
 from vlmzoo.nn.med import HEAD
 from vlmzoo.processing.processor import Processor
 
+TOKENIZER = "google-bert/bert-base-uncased"
 TOWER = {  # our prefixes to theirs, behind those of tower and layer
     "layernorm_before.": "norm1.",
     "layernorm_after.": "norm2.",
@@ -76,6 +77,20 @@ def to_ours(model: BlipMED, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def to_theirs(model: BlipMED) -> dict[str, Tensor]:
+    """The model's weights by the project's names; what its halves share under both names, the head's matrix too."""
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for half in HALVES:
+        table = rules(model, half)
+        names = [name for name in weights if any(name.startswith(rule.ours) for rule in table)]
+        renamed = rename(names, table, to_theirs=True)
+        found |= {renamed[name]: weights[name] for name in names}
+    found["text_decoder.cls.predictions.decoder.weight"] = model.text.words.weight.detach()
+    found["text_decoder.cls.predictions.decoder.bias"] = model.text.head.bias.detach()
+    return join_qkv(found)
+
+
 def relevant(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those that are a model's."""
     return {
@@ -93,6 +108,20 @@ def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if fused:
             found |= {f"{before}.attn.{one}.{kind}": t for one, t in zip("qkv", tensor.chunk(3), strict=True)}
         else:
+            found[name] = tensor
+    return found
+
+
+def join_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`split_qkv`."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        before, split, kind = name.partition(".attn.q.")
+        if split:
+            found[f"{before}.attn.qkv.{kind}"] = torch.cat(
+                [tensors[f"{before}.attn.{one}.{kind}"] for one in "qkv"]
+            )
+        elif ".attn.k." not in name and ".attn.v." not in name:
             found[name] = tensor
     return found
 
@@ -135,15 +164,26 @@ def sizes(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None)
     if twin or any(n.startswith("cls_head.") for n in tensors):
         raise ConfigError("an NLVR2 checkpoint: its second cross-attention and classifier have no place here")
     try:
-        words, patches = tensors[f"{text}embeddings.word_embeddings.weight"], tensors["visual_encoder.patch_embed.proj.weight"]
-        positions, grid = tensors[f"{text}embeddings.position_embeddings.weight"], tensors["visual_encoder.pos_embed"]
-        inner, middle = tensors[f"{text}encoder.layer.0.intermediate.dense.weight"], tensors["visual_encoder.blocks.0.mlp.fc1.weight"]
+        words, patches = (
+            tensors[f"{text}embeddings.word_embeddings.weight"],
+            tensors["visual_encoder.patch_embed.proj.weight"],
+        )
+        positions, grid = (
+            tensors[f"{text}embeddings.position_embeddings.weight"],
+            tensors["visual_encoder.pos_embed"],
+        )
+        inner, middle = (
+            tensors[f"{text}encoder.layer.0.intermediate.dense.weight"],
+            tensors["visual_encoder.blocks.0.mlp.fc1.weight"],
+        )
     except KeyError as error:
         raise ConfigError(f"no BLIP checkpoint: it has no {error.args[0]!r}") from None
     dim, width, patch = words.shape[1], patches.shape[0], patches.shape[-1]
     context = {t.shape[1] for n, t in tensors.items() if ".crossattention.self.key.weight" in n}
     if context != {width} or _asks_questions(tensors):
-        raise ConfigError("a VQA checkpoint: its decoder looks at the states of the question, not at the picture")
+        raise ConfigError(
+            "a VQA checkpoint: its decoder looks at the states of the question, not at the picture"
+        )
     heads = heads or {"vision": width // 64, "text": dim // 64}
     return {
         "class": "blip_med",
@@ -187,7 +227,7 @@ def put(model: BlipMED, tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(set(groups.values()) - held)
 
 
-def read(file: str | Path, tokenizer: Any = "google-bert/bert-base-uncased") -> tuple[BlipMED, Processor]:
+def read(file: str | Path, tokenizer: Any = TOKENIZER) -> tuple[BlipMED, Processor]:
     """A BlipMED and its processor from a ``.pth`` file of BLIP or LAVIS.
 
     Args:

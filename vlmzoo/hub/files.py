@@ -36,7 +36,9 @@ def read_nested(file: str | Path, key: str) -> dict[str, torch.Tensor]:
         ConfigError: as :func:`read_file`.
     """
     found = _content(Path(file))
-    return _tensors(found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found, file)
+    return _tensors(
+        found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found, file
+    )
 
 
 def _content(path: Path) -> Any:

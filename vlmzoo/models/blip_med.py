@@ -27,7 +27,10 @@ from vlmzoo.nn.med import MED, MED_EXTRAS, Context
 from vlmzoo.nn.vision import EXTRAS, VisionEncoder
 from vlmzoo.types import IGNORE_INDEX, Batch, full
 
-DEC, ENC = "[DEC]", "[ENC]"  # what the first token is where the text is said, and where it is read with a picture
+DEC, ENC = (
+    "[DEC]",
+    "[ENC]",
+)  # what the first token is where the text is said, and where it is read with a picture
 TEMPERATURES = (0.001, 0.5)  # between which the temperature acts
 
 
@@ -236,7 +239,9 @@ class BlipMED(ZooModel, GenerationMixin):
             context = self.context({key: value for key, value in given.items() if value is not None})
         if lm.positions_in(cache) == 0:
             input_ids = self._said(input_ids, attention_mask)
-        states = self.text(input_ids, attention_mask, "decode", context, cache if use_cache is not False else None)
+        states = self.text(
+            input_ids, attention_mask, "decode", context, cache if use_cache is not False else None
+        )
         logits = self.text.logits(states)
         loss = None
         if labels is not None:

@@ -104,7 +104,9 @@ class Context:
     def check(self, texts: int) -> None:
         """Raises ValueError for a number of texts that is no multiple of the pictures'."""
         if texts % len(self.tokens):
-            raise ValueError(f"{texts} texts cannot look at {len(self.tokens)} pictures, the same number each")
+            raise ValueError(
+                f"{texts} texts cannot look at {len(self.tokens)} pictures, the same number each"
+            )
 
 
 class Embeddings(Component):
@@ -246,9 +248,7 @@ class MED(Component):
         self.config = config
         self.checkpointing = False
         self.embeddings = Halves(lambda: Embeddings(config), "embeddings" in SHARED[config.share])
-        self.layers = nn.ModuleList(
-            MedLayer(config, context_dim) for _ in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(MedLayer(config, context_dim) for _ in range(config.num_hidden_layers))
         self.head = Head(config)
 
     def init_weights(self) -> None:
@@ -360,7 +360,10 @@ class MED(Component):
         }
         for number, layer in enumerate(self.layers):
             theirs = f"encoder.layer.{number}."
-            kinds = {"self_attention": "attention.", **({"cross_attention": "crossattention."} if cross else {})}
+            kinds = {
+                "self_attention": "attention.",
+                **({"cross_attention": "crossattention."} if cross else {}),
+            }
             for kind, word in kinds.items():
                 ours = f"layers.{number}.{kind}.{getattr(layer, kind).name_of(half)}."
                 found |= {ours + own: theirs + word + other for own, other in _ATTENTION.items()}

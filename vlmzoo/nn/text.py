@@ -55,7 +55,9 @@ class TextEncoder(Component):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         if config.kind not in MODELS:
-            raise ConfigError(f"text.kind: a dual encoder has no {config.kind!r}; {nearest(config.kind, MODELS)}")
+            raise ConfigError(
+                f"text.kind: a dual encoder has no {config.kind!r}; {nearest(config.kind, MODELS)}"
+            )
         self.config = config
         self.tower = getattr(transformers, MODELS[config.kind])._from_config(config)
 
