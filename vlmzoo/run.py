@@ -131,6 +131,14 @@ class RunConfig(Config):
     out: str
     seed: int = 0
 
+    @field_validator("streams", mode="before")
+    @classmethod
+    def _left_out(cls, streams: Any) -> Any:
+        """``streams.clips=null`` leaves a stream out."""
+        if not isinstance(streams, Mapping):
+            return streams
+        return {name: stream for name, stream in streams.items() if stream is not None}
+
     @field_validator("streams")
     @classmethod
     def _some_stream(cls, streams: dict[str, StreamOptions]) -> dict[str, StreamOptions]:
