@@ -252,8 +252,8 @@ def _line(name: str, places: Sequence[tuple[float, Cell]], look: int = 0) -> Lin
 def _picture(found: Findings) -> str:
     dots = _dots(found)
     panels = [("bars: one standard error", dots.drawn(), dots.height)] if dots else []
-    panels += [
-        (title, Panel(lines, x=x, steps=False).drawn(), float(HEIGHT)) for title, x, lines in _curves(found)
-    ]
+    for title, x, lines in _curves(found):
+        told = f"{title} (dotted: chance)" if any(line.reference for line in lines) else title
+        panels.append((told, Panel(lines, x=x, steps=False).drawn(), float(HEIGHT)))
     names = [] if found.options.axis else found.arms
     return sheet(found.options.title, found.conclusion(), names, panels)
