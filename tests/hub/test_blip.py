@@ -32,6 +32,8 @@ VIT = {
     "intermediate_size": 2 * WIDTH, "image_size": SIDE, "patch_size": PATCH, "cls": "keep", "layer_norm_eps": 1e-6,
 }  # fmt: skip
 
+CLIP = {**VIT, "kind": "clip"}
+
 
 def stock_config() -> BlipConfig:
     ids = {"bos_token_id": DEC, "eos_token_id": CLS, "sep_token_id": SEP, "pad_token_id": 0}
@@ -152,7 +154,7 @@ def test_export_is_read_by_both_sides(tmp_path: Path) -> None:
 
 
 def test_an_export_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    model = build("blip-tiny")  # its tower is CLIP's
+    model = build("blip-tiny", vision=CLIP)
     model.save_pretrained(tmp_path / "ours"), processor_for(model).save_pretrained(tmp_path / "ours")
     with pytest.raises(ConfigError, match="vision 'clip': stock blip has a plain ViT"):
         export(tmp_path / "ours", tmp_path / "stock")

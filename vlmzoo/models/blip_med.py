@@ -21,7 +21,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmzoo.config import ConfigError
 from vlmzoo.models.base import ZooModel
-from vlmzoo.models.presets import tiny_vision
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.med import MED, MED_EXTRAS, Context
 from vlmzoo.nn.vision import EXTRAS, VisionEncoder
@@ -347,7 +346,10 @@ def blip_tiny() -> dict[str, Any]:
     """BLIP's shape at 32 px over the tiny tokenizer and its two tokens more: learns the scenes on a laptop."""
     return {
         "class": "blip_med",
-        "vision": tiny_vision(cls="keep"),
+        "vision": {
+            "kind": "vit", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6, "cls": "keep", "position_std": 1.0,
+        },
         "text": {
             "kind": "med", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
             "vocab_size": 514, "max_position_embeddings": 128, "initializer_range": 0.1, "pad_token_id": 0,
