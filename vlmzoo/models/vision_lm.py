@@ -302,6 +302,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         media_index: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the language model on text and pictures.
@@ -316,6 +317,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             media_index: [B, T], for gated fusion: the picture each position sees, from 1; 0 sees none. By default the
                 last ``<image>`` up to the position, those in the cache counted.
             labels: [B, T] unshifted, -100 ignored; the token mean becomes ``loss``.
+            logits_to_keep: as in transformers, where the language model knows it: of the last so many positions only.
 
         Returns:
             transformers' causal LM output, logits [B, T, V].
@@ -331,12 +333,11 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             embeds = self._spliced(embeds, places, media, images)
         if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-        if cache is not None:
-            kwargs[lm.CACHE] = cache
+        kwargs |= {} if cache is None else {lm.CACHE: cache}
         if cache is None and attention_mask is None and position_ids is not None:
-            use_cache = bool(
-                use_cache
-            )  # packed: with a cache transformers lets the texts of a row see each other
+            # packed: with a cache transformers lets the texts of a row see each other
+            use_cache = bool(use_cache)
+        kwargs |= lm.known(self.language, logits_to_keep=logits_to_keep)
         with self._looking(media, images if media_index is None else media_index, use_cache is not False):
             out = self.language(
                 inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
