@@ -160,7 +160,11 @@ class AcrossBatch(Protocol):
         """The terms from joined features; gathers over ranks itself."""
 
     def extras(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """Gradient-free tensors the loss needs (ids of pictures, a momentum twin's vectors), joined like the features."""
+        """Gradient-free tensors the loss needs (ids of pictures, a momentum twin's vectors), joined like the features.
+
+        Joined ones (if there are any, then with a row for each of the batch) get ``micro`` [rows] beside them: the
+        number of the micro-batch that a row came from.
+        """
 
 
 @runtime_checkable

@@ -54,7 +54,7 @@ def step_of(
     ids = torch.full((len(features["image"]),), -1) if ids is None else ids
     extras = {
         "twin_image": tensors[f"{where}/image_feat_m"], "twin_text": tensors[f"{where}/text_feat_m"],
-        "image_ids": ids, "pair_keys": torch.arange(len(ids)),
+        "image_ids": ids,
     }  # fmt: skip
     return features, extras
 

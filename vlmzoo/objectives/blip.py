@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from vlmzoo.distributed import first_row, gather_objects, gather_rows
-from vlmzoo.objectives.itc import ContrastOptions, ImageTextContrast
+from vlmzoo.objectives.itc import ContrastOptions, ImageTextContrast, in_order
 from vlmzoo.objectives.language import Language
 from vlmzoo.objectives.losses import draw, matching_rows, negative_weights, same_image
 from vlmzoo.types import Batch, RunError, Sees, Term, full, require_verb
@@ -82,11 +82,14 @@ class Blip:
         return self._features(model, batch, _pictures(model, batch["pixel_values"]))
 
     def extras(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """Those of the contrast, and a number for each pair's content, ``pair_keys`` [b]."""
+        """Those of the contrast.
+
+        Raises:
+            RunError: videos, which are not matched.
+        """
         if "frames" in batch or batch["pixel_values"].ndim != 4:
             raise RunError("objective blip takes pictures; the stream has videos")
-        found = self.contrast.extras(model, batch)
-        return {**found, "pair_keys": _keys(found["image_ids"], batch["input_ids"], _mask(batch))}
+        return self.contrast.extras(model, batch)
 
     def terms(self, features: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Term]:
         """The term ``itc``."""
@@ -123,15 +126,15 @@ class Blip:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the pool for each pair's negative picture and text, and whether it has any, [b] each.
 
-        The draw is a function of (seed, step) and of what the pairs hold, not of their order: pairs are sorted by content
-        first, so any split into micro-batches and processes draws the same.
+        The draw is a function of (seed, step, place in the step's data), so any split into micro-batches and processes
+        draws the same.
         """
-        order = self._pool(extras["pair_keys"]).argsort(stable=True)  # [B]
+        order = in_order(extras, self._pool)  # [B]
         image, text = full(features["image"]), full(features["text"])
         start = first_row(image)
         across = self.contrast.gather == "all"
         own = torch.arange(len(image), device=image.device) + (start if across else 0)
-        place = order.argsort()[own]  # of each pair among the sorted ones
+        place = order.argsort()[own]  # of each pair in that order
         same = same_image(extras["image_ids"], self._pool(extras["image_ids"])[order], place)
         kind = "twin_" if self.similarity == "momentum" else ""
         keys = extras if kind else features
@@ -213,13 +216,6 @@ def _widened(batch: Batch, width: int) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask`` padded on the right to [b, width]."""
     found = {"input_ids": batch["input_ids"], "attention_mask": _mask(batch)}
     return {key: F.pad(value, (0, width - value.shape[1])) for key, value in found.items()}
-
-
-def _keys(image_ids: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """A number for what each pair holds [b], whatever its padding: a hash in wrapping 64-bit arithmetic."""
-    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device) * 0x1E3779B97F4A7C15
-    tokens = ((input_ids + 1) * 0x3F58476D1CE4E5B9) ^ places
-    return (tokens * (tokens >> 29) * mask).sum(dim=1) ^ (image_ids * 0x14D049BB133111EB)
 
 
 class BlipConfig(ContrastOptions):

@@ -5,7 +5,7 @@ Shapes: b pairs on this rank (all its micro-batches), B pairs in the step, K pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -79,11 +79,13 @@ class ImageTextContrast:
 
     def terms(self, features: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Term]:
         """The term ``itc``: a sum over this rank's pairs, the mean of both directions."""
-        made = {key: gather_rows(full(rows).detach()) for key, rows in extras.items()}
-        self._made = {key: made[key] for key in ("twin_image", "twin_text", "image_ids")}
+        mine = {key: full(extras[key]).detach() for key in ("twin_image", "twin_text", "image_ids")}
+        made = {key: gather_rows(rows) for key, rows in mine.items()}
+        order = in_order(extras, gather_rows)
+        self._made = {key: rows[order] for key, rows in made.items()}
         image, text = full(features["image"]), full(features["text"])
         across = self.gather == "all"
-        near = made if across else {key: full(rows).detach() for key, rows in extras.items()}
+        near = made if across else mine
         own = torch.arange(len(image), device=image.device) + (first_row(image) if across else 0)
         same = same_image(extras["image_ids"], self.queue.after("image_ids", near["image_ids"]), own)
         images = self.queue.after("twin_image", near["twin_image"])  # [B + K, E]
@@ -120,6 +122,16 @@ class ImageTextContrast:
         """Go on from :meth:`state_dict`."""
         self.twin.weights, self.steps = dict(state["twin"]), state["steps"]
         self.queue.load_state_dict(state["queue"])
+
+
+def in_order(extras: Mapping[str, Tensor], pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Numbers of the pool's rows in the order of the step's data, which no split into processes changes, [B].
+
+    Args:
+        extras: joined, with ``micro``, or of an undivided batch. pool: ``gather_rows``, or what else joins rows.
+    """
+    micro = extras.get("micro", torch.zeros_like(extras["image_ids"]))
+    return pool(micro).argsort(stable=True)
 
 
 class ContrastOptions(Config):

@@ -92,9 +92,6 @@ def _in_use(model: nn.Module) -> Iterator[None]:
 class Queue:
     """The newest ``length`` rows of what was pushed, in a ring; empty at first.
 
-    Rows of one push are written in their order, so which of them goes first depends on how a step was divided only
-    where it had several micro-batches on several processes and the ring's end falls inside it.
-
     Args:
         length: K, any number; 0 keeps nothing.
     """

@@ -167,6 +167,11 @@ def cached_pulls(
         kept = [objective.extras(model, batch) for batch in batches]
     joined = {key: full(torch.cat([features[key] for features in made])).requires_grad_() for key in made[0]}
     extras = {key: torch.cat([one[key] for one in kept]) for key in kept[0]}
+    if extras:
+        sizes = torch.tensor([len(next(iter(one.values()))) for one in kept])
+        extras["micro"] = (
+            torch.arange(len(kept)).repeat_interleave(sizes).to(next(iter(extras.values())).device)
+        )
     with torch.enable_grad():
         terms = objective.terms(joined, extras)
         gradients = torch.autograd.grad(weighted(terms, factors), list(joined.values()), allow_unused=True)
