@@ -129,7 +129,10 @@ def test_temperature_is_bounded_in_the_loss_and_then_in_the_model(start: float, 
     assert float(objective.scale(objective.features(model, batch)).detach()) == pytest.approx(bound)
     objective(model, batch)
     objective.after_step(model)
-    assert float(model.scale()) == pytest.approx(bound)
+    assert model.scale().item() == pytest.approx(bound)
+    model.logit_scale.requires_grad_(False).fill_(math.log(start))
+    objective.after_step(model)
+    assert model.scale().item() == pytest.approx(start)  # what is frozen stays where it is
 
 
 # --- the twin ----------------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ def test_temperature_is_bounded_in_the_loss_and_then_in_the_model(start: float, 
 def test_twin_holds_what_learns_on_the_vectors_side() -> None:
     model = PairsModel()
     model.words.requires_grad_(False)
-    batch = {key: value for key, value in pairs()[1].items() if key != "labels"}
+    batch = pairs()[1]
     model.train()
     model.tower.eval()
     modes = [module.training for module in model.modules()]
@@ -165,9 +168,9 @@ def test_twin_is_an_exponential_average_in_full_precision() -> None:
 
 
 def test_copies_of_half_precision_weights_are_float32() -> None:
-    model, batch = PairsModel().to(torch.bfloat16), pairs()[1]
     twin = Twin(0.9)
-    twin(model.float(), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        twin(PairsModel().to(torch.bfloat16), pairs()[1])
     assert {weight.dtype for weight in twin.weights.values()} == {torch.float32}
 
 

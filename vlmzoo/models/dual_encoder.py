@@ -143,8 +143,9 @@ class DualEncoder(ZooModel):
 
     @torch.no_grad()
     def bound_scale(self, least: float, greatest: float) -> None:
-        """Bring the learnt scale back within bounds, in place."""
-        self.logit_scale.clamp_(math.log(least), math.log(greatest))
+        """Bring the scale back within bounds, in place, if it learns."""
+        if self.logit_scale.requires_grad:
+            self.logit_scale.clamp_(math.log(least), math.log(greatest))
 
     def bias(self) -> Tensor | None:
         """The learnt bias of the sigmoid loss, [], or None."""
