@@ -98,7 +98,10 @@ class Weighs(Protocol):
 
 @runtime_checkable
 class Aligns(Protocol):
-    """A model that puts pictures and texts into one space (contrastive training, retrieval, zero-shot)."""
+    """A model that puts pictures and texts into one space (contrastive training, retrieval, zero-shot).
+
+    One with ``bound_scale(least, greatest)`` has its learnt scale brought back within an objective's bounds, in place.
+    """
 
     def encode_image(self, batch: Batch) -> Tensor:
         """Unit-norm image embeddings, [B, E]."""

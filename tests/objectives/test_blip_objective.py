@@ -97,6 +97,30 @@ def test_gradient_of_all_terms_is_the_sum_of_each() -> None:
         assert relative(sum(one[name] for one in apiece if name in one), value) < 1e-10
 
 
+def test_dropout_is_the_same_in_both_passes() -> None:
+    model, batch, objective = PairsModel(dropout=0.5).double(), batch_of(), blip()
+    torch.manual_seed(5)
+    first, extras = objective.features(model, batch), objective.extras(model, batch)
+    prepared = objective.around([batch], first, extras)[0]
+    torch.manual_seed(5)
+    second, terms = objective.both(model, prepared)
+    assert all(torch.equal(first[key], second[key]) for key in first) and list(terms) == ["itm", "language"]
+
+
+def test_half_precision_arithmetic_loses_little() -> None:
+    batch, found = batch_of(), []
+    for half in (False, True):
+        model, objective = PairsModel(), blip()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            for _ in range(2):  # the second with a queue
+                terms = objective(model, batch)
+                objective.after_step(model)
+        found.append([float(term.sum.detach()) for term in terms.values()])
+        assert {weight.dtype for weight in objective.contrast.twin.weights.values()} == {torch.float32}
+        assert objective.contrast.queue.kept["twin_image"].dtype == torch.float32
+    assert found[1] == pytest.approx(found[0], rel=2e-2) and found[1] != found[0]
+
+
 # --- negatives ---------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +258,7 @@ def test_models_that_lack_a_verb_are_refused() -> None:
 def test_videos_are_refused() -> None:
     batch = batch_of(2)
     with pytest.raises(RunError, match="the stream has videos"):
-        blip().extras(PairsModel().double(), {**batch, "frames": torch.tensor([1, 1])})
+        blip()(PairsModel().double(), {**batch, "frames": torch.tensor([1, 1])})
 
 
 def test_words_of_a_prompt_are_not_learnt() -> None:

@@ -202,9 +202,9 @@ class PairsCollate:
         return [IGNORE_INDEX] * start + ids[start:]
 
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` [B, T], ``image_ids`` [B] and ``pixel_values`` [B, 3, S, S], or as for videos.
+        """``input_ids``, ``attention_mask`` [B, T] and ``pixel_values`` [B, 3, S, S], or as for videos.
 
-        Supervised, also ``labels`` [B, T].
+        Also ``image_ids`` [B] and, supervised, ``labels`` [B, T].
         """
         length = self.processor.max_length if self.processor.pad_to_max else None
         batch = self.processor.pad([sample.ids for sample in samples], length=length)
@@ -223,7 +223,7 @@ def _padded_labels(input_ids: Tensor, samples: Sequence[Sample]) -> Tensor:
 
 
 def image_id(entry: Any) -> int:
-    """A number in [0, 2^63) that is the same for entries of the same picture or video: of its bytes, or else its path."""
+    """A number in [0, 2^63), the same for entries of the same picture or video: of its bytes, or else of its path."""
     digest = hashlib.blake2b(digest_size=8)
     for one in _content(entry):
         digest.update(one)

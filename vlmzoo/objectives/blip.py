@@ -26,9 +26,9 @@ class Blip:
     """Contrast, matching against hard negatives, and language modelling of the same pairs.
 
     Terms: ``itc`` (count: pairs), ``itm`` (three rows a pair: itself, its text with another picture, its picture with
-    another text) and ``language`` (tokens). Negatives are drawn in proportion to the similarities of the contrast, never
-    from pairs of the same image, out of all pairs of the step (``gather: all``) or of this process's (``local``), whatever the
-    step is split into. A pair that no other image stands beside counts with its positive row alone.
+    another text) and ``language`` (tokens). Negatives are drawn by the softmax of similarities, never from pairs of the
+    same image, out of all pairs of the step (``gather: all``) or of this process's (``local``), over all its
+    micro-batches. A pair that no other image stands beside counts with its positive row alone.
 
     Args:
         contrast: gives features and similarities; keeps the state.
@@ -65,8 +65,12 @@ class Blip:
     # --- an undivided batch ----------------------------------------------------------------------------------
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, Term]:
-        """The terms of one undivided batch."""
-        pictures = _pictures(model, batch["pixel_values"])
+        """The terms of one undivided batch.
+
+        Raises:
+            RunError: videos, which are not matched.
+        """
+        pictures = _pictures(model, batch)
         features = self._features(model, batch, pictures)
         extras = self.extras(model, batch)
         images, texts, drawn = self.negatives(features, extras)
@@ -79,16 +83,10 @@ class Blip:
 
     def features(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Those of the contrast."""
-        return self._features(model, batch, _pictures(model, batch["pixel_values"]))
+        return self._features(model, batch, _pictures(model, batch))
 
     def extras(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """Those of the contrast.
-
-        Raises:
-            RunError: videos, which are not matched.
-        """
-        if "frames" in batch or batch["pixel_values"].ndim != 4:
-            raise RunError("objective blip takes pictures; the stream has videos")
+        """Those of the contrast."""
         return self.contrast.extras(model, batch)
 
     def terms(self, features: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Term]:
@@ -112,9 +110,9 @@ class Blip:
 
     def both(self, model: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Term]]:
         """Features, and the terms ``itm`` and ``language``, of a micro-batch that ``around`` gave."""
-        pictures = _pictures(model, batch["pixel_values"])
+        pictures = _pictures(model, batch)
         features = self._features(model, batch, pictures)
-        others = _pictures(model, batch["other_pixel_values"])
+        others = _pictures(model, {"pixel_values": batch["other_pixel_values"]})
         words = {key: batch[f"other_{key}"] for key in ("input_ids", "attention_mask")}
         return features, self._rows(model, batch, pictures, others, words, batch["other_drawn"])
 
@@ -201,8 +199,11 @@ def _key(model: Any) -> str:
     return "image_features" if isinstance(model, Sees) else "pixel_values"
 
 
-def _pictures(model: Any, pixel_values: Tensor) -> Tensor:
-    """Pictures as all verbs take them: encoded once if the model can, [b, ...]."""
+def _pictures(model: Any, batch: Batch) -> Tensor:
+    """The batch's pictures as all verbs take them: encoded once if the model can, [b, ...]."""
+    pixel_values = batch["pixel_values"]
+    if "frames" in batch or pixel_values.ndim != 4:
+        raise RunError("objective blip takes pictures; the stream has videos")
     return model.encode_pictures(pixel_values) if isinstance(model, Sees) else pixel_values
 
 

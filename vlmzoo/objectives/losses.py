@@ -35,7 +35,7 @@ def sigmoid_rows(queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, fir
 def soft_nce_rows(
     queries: Tensor, keys: Tensor, teachers: Tensor, scale: Tensor, positives: Tensor, alpha: float
 ) -> Tensor:
-    """Sum over queries of the cross-entropy with softened targets (ALBEF, Li et al. 2021, equation 6; BLIP, section 3.2).
+    """Sum over queries of the cross-entropy with softened targets (ALBEF, Li et al. 2021, equation 6).
 
     Targets are ``alpha`` times what the teachers would answer, plus the rest shared equally by the positives; no
     gradient passes through them.
