@@ -103,10 +103,8 @@ class LanguageCollate:
         bins = pack(samples, max(self.pack_length, *(len(sample.ids) for sample in samples)))
         rows = [self._packed_row(members) for members in bins]
         length = max(len(row[0]) for row in rows)
-        fill = (self._pad_id(), IGNORE_INDEX, 0)
-        columns = [
-            torch.tensor([row[i] + [fill[i]] * (length - len(row[i])) for row in rows]) for i in range(3)
-        ]
+        fill = ([self._pad_id()] * length, [IGNORE_INDEX] * length, list(range(length)))  # a text of its own
+        columns = [torch.tensor([row[i] + fill[i][: length - len(row[i])] for row in rows]) for i in range(3)]
         batch = dict(zip(("input_ids", "labels", "position_ids"), columns, strict=True))
         return self._with_pictures(batch, [sample for members in bins for sample in members])
 
