@@ -265,10 +265,8 @@ def collate_of(
     wanted = getattr(objective, "collate", None)
     if callable(wanted):
         return wanted(processor)
-    if wanted == "pairs":
-        return PairsCollate(processor)
-    if wanted == "captions":
-        return PairsCollate(processor, getattr(objective, "prompt", ""), supervised=True)
+    if wanted in ("pairs", "captions"):
+        return PairsCollate(processor, getattr(objective, "prompt", ""), supervised=wanted == "captions")
     if wanted != "language":
         raise ConfigError(
             f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs', "
