@@ -275,12 +275,12 @@ def collate_of(
     wanted = getattr(objective, "collate", None)
     if callable(wanted):
         return wanted(processor)
-    if wanted == "pairs":
-        return PairsCollate(processor)
+    if wanted in ("pairs", "captions"):
+        return PairsCollate(processor, getattr(objective, "prompt", ""), supervised=wanted == "captions")
     if wanted != "language":
         raise ConfigError(
-            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs' "
-            "or a method that makes a collator from the processor"
+            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs', "
+            "'captions' or a method that makes a collator from the processor"
         )
     pack_length = stream.pack_length
     if pack_length is not None and not _can_pack(model):
