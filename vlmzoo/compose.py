@@ -24,7 +24,7 @@ from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
 from vlmzoo.nn.med import MED
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config, without_pooler
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
 from vlmzoo.processing.text import IMAGE, TEMPLATES, TINY_TOKENIZER
@@ -236,7 +236,8 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
     elif isinstance(part, MED):
         weights = part.published(source)
     else:
-        weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+        tower = type(part.tower).from_pretrained(source, **without_pooler(part.config))
+        weights = {f"tower.{k}": v for k, v in tower.state_dict().items()}
     if name == "vision":  # at another resolution than it was trained at
         leading = registry.lookup("visions", model.config.vision.kind).leading
         weights = fit_positions(weights, part.state_dict(), leading)

@@ -221,3 +221,51 @@ def test_pretraining_losses_of_the_model_alone() -> None:
     same(itm, tensors["expected/loss_itm"], "ITM")
     itm.backward()
     gradients_are(model, group(by_loss, "grads_itm"))
+
+
+def test_answers_to_questions() -> None:
+    """Weighted losses, likelihoods of a list of answers, and generation, questions padded and their padding honoured."""
+    facts, tensors = case("vqa")
+    model = model_of(facts, group(tensors, "weights"))
+    assert (model.config.text.share, model.config.text.answers_from) == ("none", "question")
+    asked = {
+        "question_ids": tensors["inputs/question_ids"], "question_mask": tensors["inputs/question_mask"],
+        "pixel_values": tensors["inputs/image"],
+    }  # fmt: skip
+    states, real = model.ask(asked).tokens, asked["question_mask"].bool()
+    same(states[real], tensors["expected/question_states"][real], "question states")
+    ids, mask = tensors["inputs/answer_ids"], tensors["inputs/answer_mask"]
+    counts, pad = tensors["inputs/answers_per_question"], facts["token_ids"]["PAD"]
+    labels = ids.masked_fill(ids == pad, IGNORE_INDEX)
+    index = torch.arange(len(counts)).repeat_interleave(counts)
+    answers = {**asked, "input_ids": ids, "attention_mask": mask, "context_index": index}
+    logits, here = model(**answers).logits, mask.bool()
+    same(logits[here], tensors["expected/answer_logits"][here], "logits")
+    losses = model.token_losses({**answers, "labels": labels}, label_smoothing=facts["label_smoothing"])
+    lengths = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
+    sums = torch.stack([one.sum() for one in losses.split(lengths)])
+    same(sums, tensors["expected/answer_loss_sum"], "answers")
+    loss = (tensors["inputs/answer_weights"] * sums).sum() / len(counts)
+    same(loss, tensors["expected/loss"], "loss")
+    loss.backward()
+    gradients_are(model, group(tensors, "grads"))
+
+    with torch.no_grad():
+        list_ids, list_mask = tensors["inputs/answer_list_ids"], tensors["inputs/answer_list_mask"]
+        texts, questions = len(list_ids), len(counts)
+        every = {
+            **asked, "input_ids": list_ids.repeat(questions, 1), "attention_mask": list_mask.repeat(questions, 1),
+        }  # fmt: skip
+        every["labels"] = every["input_ids"].masked_fill(every["attention_mask"] == 0, IGNORE_INDEX)
+        lengths = (every["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
+        for smoothing, name in ((0.0, "logprob"), (facts["label_smoothing"], "scores")):
+            told = model.token_losses(every, label_smoothing=smoothing).split(lengths)
+            ranked = -torch.stack([one.sum() for one in told]).view(questions, texts)
+            best = tensors["expected/rank_all_topk_idx"]
+            same(ranked.gather(1, best), tensors[f"expected/rank_all_{name}"], name)
+        about, end = facts["generation"], facts["token_ids"]["SEP"]
+        out = model.generate(
+            ids[:1, :1].expand(questions, -1), **asked, num_beams=about["beams"],
+            max_length=about["max_length"], min_length=about["min_length"], do_sample=False,
+        )  # fmt: skip
+        assert up_to_end(out, end) == up_to_end(tensors["expected/generate_ids_masked"], end)

@@ -72,10 +72,11 @@ def from_stock(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
 def read(folder: str | Path) -> tuple[BlipMED, Processor]:
     """A BlipMED and its processor from a stock folder; an export of ours comes back whole but for the temperature.
 
-    A captioner or a retriever alone is a model whose one half serves every mode; heads that it lacks start anew.
+    A captioner or a retriever alone is a model whose one half serves every mode; heads that it lacks start anew. The
+    class for questions is one whose decoder looks at them (``answers_from: question``).
 
     Raises:
-        ValueError: VQA's layout or another class, missing, unexpected or mis-shaped tensors.
+        ValueError: missing, unexpected or mis-shaped tensors.
     """
     folder = Path(folder)
     config = BlipConfig.from_pretrained(folder)
@@ -135,6 +136,8 @@ def why_not(model: Any) -> str | None:
         f"vision {vision.kind!r}: stock blip has a plain ViT (vit)": vision.kind == "vit",
         "stock blip reads every token of the last layer; set vision.cls to keep and vision.feature_layer to null":
             vision.cls == "keep" and vision.feature_layer is None,
+        "its decoder looks at questions (text.answers_from); what is written is the captioner and the retriever":
+            model.config.text.answers_from == "picture",
     }  # fmt: skip
     return next((reason for reason, holds in reasons.items() if not holds), None)
 

@@ -1,7 +1,8 @@
 """The BLIP project's own checkpoints (and LAVIS's, which have the same names), read: ``model_*.pth``.
 
 A file holds a dict with ``model``. Pre-training files hold both halves of the text stack (what they share under two
-names), heads, momentum copies and queues; retrieval files have no decoder, captioning files no encoder. What belongs to
+names), heads, momentum copies and queues; retrieval files have no decoder, captioning files no encoder, those for VQA both
+and share nothing. What belongs to
 training alone (momentum copies, queues) is not a part of a model and is left out.
 """
 
@@ -179,11 +180,7 @@ def sizes(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None)
     except KeyError as error:
         raise ConfigError(f"no BLIP checkpoint: it has no {error.args[0]!r}") from None
     dim, width, patch = words.shape[1], patches.shape[0], patches.shape[-1]
-    context = {t.shape[1] for n, t in tensors.items() if ".crossattention.self.key.weight" in n}
-    if context != {width} or _asks_questions(tensors):
-        raise ConfigError(
-            "a VQA checkpoint: its decoder looks at the states of the question, not at the picture"
-        )
+    asks = _asks_questions(tensors)
     heads = heads or {"vision": width // 64, "text": dim // 64}
     return {
         "class": "blip_med",
@@ -195,7 +192,8 @@ def sizes(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None)
         "text": {
             "kind": "med", "hidden_size": dim, "intermediate_size": len(inner), "num_attention_heads": heads["text"],
             "num_hidden_layers": _count(tensors, f"{text}encoder.layer."), "vocab_size": len(words),
-            "max_position_embeddings": len(positions), "share": shared(tensors), "pad_token_id": 0, "eos_token_id": 102,
+            "max_position_embeddings": len(positions), "share": "none" if asks else shared(tensors),
+            "answers_from": "question" if asks else "picture", "pad_token_id": 0, "eos_token_id": 102,
         },
         "projection_dim": len(tensors["vision_proj.weight"]) if "vision_proj.weight" in tensors else 256,
     }  # fmt: skip
@@ -234,7 +232,7 @@ def read(file: str | Path, tokenizer: Any = TOKENIZER) -> tuple[BlipMED, Process
         tokenizer: BERT's, from a folder or the Hub; [DEC] and [ENC] are added.
 
     Raises:
-        ConfigError: no such file, VQA's or NLVR2's layout, missing, unexpected or mis-shaped tensors.
+        ConfigError: no such file, NLVR2's layout, missing, unexpected or mis-shaped tensors.
     """
     tensors = relevant(read_nested(file, "model"))
     tree = sizes(tensors)

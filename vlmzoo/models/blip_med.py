@@ -21,7 +21,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmzoo.config import ConfigError
 from vlmzoo.models.base import ZooModel
-from vlmzoo.models.presets import tiny_vision
 from vlmzoo.nn import language as lm
 from vlmzoo.nn.med import MED, MED_EXTRAS, Context
 from vlmzoo.nn.vision import EXTRAS, VisionEncoder
@@ -31,6 +30,7 @@ DEC, ENC = (
     "[DEC]",
     "[ENC]",
 )  # what the first token is where the text is said, and where it is read with a picture
+QUESTION = ("question_ids", "question_mask", "context_index")  # what a batch of answers has besides pictures
 TEMPERATURES = (0.001, 0.5)  # between which the temperature acts
 
 
@@ -163,6 +163,30 @@ class BlipMED(ZooModel, GenerationMixin):
         """
         return Context(rearrange(self._features(batch), "i f n c -> i (f n) c"))
 
+    def ask(self, batch: Batch, context: Context | None = None) -> Context:
+        """What the decoder looks at where it answers: the states of questions read with their pictures.
+
+        Args:
+            batch: ``question_ids`` [B, T] (with ``question_mask``), pictures as for :meth:`match`.
+            context: of :meth:`context`, instead of pictures in the batch.
+        """
+        context = self.context(batch) if context is None else context
+        ids, mask = batch["question_ids"], batch.get("question_mask")
+        ids = begun(ids, mask, self.config.text.enc_token_id)
+        return Context(self.text(ids, mask, "encode", context), mask)
+
+    def answer_context(self, batch: Batch) -> Context:
+        """What the decoder looks at: pictures, or with ``answers_from: question`` the states of questions.
+
+        Args:
+            batch: as for :meth:`context` or :meth:`ask`; ``context_index`` [B] says which picture or question each text
+                belongs to, where it is not the same number for each.
+        """
+        asks = self.config.text.answers_from == "question"
+        context = self.ask(batch) if asks else self.context(batch)
+        index = batch.get("context_index")
+        return context if index is None else context.take(index)
+
     # --- Aligns ----------------------------------------------------------------------------------------------
 
     def encode_image(self, batch: Batch) -> Tensor:
@@ -208,11 +232,9 @@ class BlipMED(ZooModel, GenerationMixin):
 
     def _read(self, batch: Batch, first: int, context: Context | None = None) -> Tensor:
         """The state at the first token, [B, D]."""
-        mask = batch.get("attention_mask")
-        begins = beginnings(batch["input_ids"], mask)
-        ids = batch["input_ids"].scatter(1, begins[:, None], first)
-        states = self.text(ids, mask, "text" if context is None else "encode", context)
-        return states[torch.arange(len(ids), device=ids.device), begins]
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        states = self.text(begun(ids, mask, first), mask, "text" if context is None else "encode", context)
+        return states[torch.arange(len(ids), device=ids.device), beginnings(ids, mask)]
 
     # --- Speaks ----------------------------------------------------------------------------------------------
 
@@ -233,7 +255,8 @@ class BlipMED(ZooModel, GenerationMixin):
         Args:
             input_ids: [B, T]; without a cache the first token of each becomes [DEC].
             attention_mask, cache, use_cache: as in transformers.
-            pixel_values: [I, 3, H, W]. image_features: [I, F, N, C] instead. context: of :meth:`context` instead.
+            pixel_values: [I, 3, H, W]. image_features: [I, F, N, C] instead. context: of :meth:`answer_context` instead.
+            kwargs: question_ids, question_mask, context_index, as :meth:`answer_context` takes them.
             labels: [B, T] unshifted, -100 ignored; the token mean becomes ``loss``.
 
         Returns:
@@ -242,7 +265,8 @@ class BlipMED(ZooModel, GenerationMixin):
         cache = kwargs.pop("past_key_values", None) if cache is None else cache
         if context is None:
             given = {"pixel_values": pixel_values, "image_features": image_features}
-            context = self.context({key: value for key, value in given.items() if value is not None})
+            given |= {name: kwargs.pop(name, None) for name in QUESTION}
+            context = self.answer_context({key: value for key, value in given.items() if value is not None})
         if lm.positions_in(cache) == 0:
             input_ids = self._said(input_ids, attention_mask)
         states = self.text(
@@ -255,9 +279,7 @@ class BlipMED(ZooModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{lm.CACHE: cache})
 
     def _said(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The same texts with [DEC] in the place of their first token."""
-        begins = beginnings(input_ids, attention_mask)
-        return input_ids.scatter(1, begins[:, None], self.config.text.dec_token_id)
+        return begun(input_ids, attention_mask, self.config.text.dec_token_id)
 
     def token_losses(
         self, batch: Batch, label_smoothing: float = 0.0, logit_rows: int | None = None
@@ -272,7 +294,7 @@ class BlipMED(ZooModel, GenerationMixin):
         """
         mask = batch.get("attention_mask")
         ids = self._said(batch["input_ids"], mask)
-        states = self.text(ids, mask, "decode", self.context(batch))
+        states = self.text(ids, mask, "decode", self.answer_context(batch))
         targets = batch["labels"][:, 1:]
         supervised = targets != IGNORE_INDEX  # [B, T - 1]
         return self.text.losses(states[:, :-1][supervised], targets[supervised], label_smoothing, logit_rows)
@@ -283,7 +305,8 @@ class BlipMED(ZooModel, GenerationMixin):
 
         Args:
             inputs: prompt ids [B, T], left-padded (or ``input_ids=``); their first token becomes [DEC].
-            kwargs: pixel_values, image_features or context, and everything transformers' generate takes.
+            kwargs: pixel_values or image_features (question_ids and question_mask too, for a model that answers), or the
+                context of :meth:`answer_context`, and everything transformers' generate takes.
 
         Returns:
             As transformers gives it: prompt and new ids [B * returned, T'].
@@ -294,16 +317,22 @@ class BlipMED(ZooModel, GenerationMixin):
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is None:
             raise ValueError("generate needs input_ids, the prompt made by the Processor")
-        given = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features", "frames")}
+        names = ("pixel_values", "image_features", "frames", *QUESTION)
+        given = {name: kwargs.pop(name, None) for name in names}
         batch = {name: value for name, value in given.items() if value is not None}
         context = kwargs.pop("context", None)
         if context is None and not batch:
             raise ValueError("generate needs a picture: pixel_values, image_features or a context")
-        context = self.context(batch) if context is None else context
+        context = self.answer_context(batch) if context is None else context
         context.check(len(input_ids))
         return super().generate(
             self._said(input_ids, kwargs.get("attention_mask")), context=context, **kwargs
         )
+
+
+def begun(input_ids: Tensor, attention_mask: Tensor | None, first: int) -> Tensor:
+    """The same texts [B, T] with ``first`` in the place of their first token."""
+    return input_ids.scatter(1, beginnings(input_ids, attention_mask)[:, None], first)
 
 
 def beginnings(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -353,7 +382,10 @@ def blip_tiny() -> dict[str, Any]:
     """BLIP's shape at 32 px over the tiny tokenizer and its two tokens more: learns the scenes on a laptop."""
     return {
         "class": "blip_med",
-        "vision": tiny_vision(cls="keep"),
+        "vision": {
+            "kind": "vit", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6, "cls": "keep", "position_std": 1.0,
+        },
         "text": {
             "kind": "med", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
             "vocab_size": 514, "max_position_embeddings": 128, "initializer_range": 0.1, "pad_token_id": 0,

@@ -33,8 +33,10 @@ SHARED = {  # by name of the policy: which kinds of module encoder and decoder h
     "all_but_ca": ("embeddings", "self_attention", "feed_forward"),
     "none": (),
 }
+ANSWERS_FROM = ("picture", "question")  # what the decoder looks at
 MED_EXTRAS: dict[str, Any] = {
     "share": "all_but_sa",
+    "answers_from": "picture",
     "cls_token_id": 101,
     "enc_token_id": 30523,
     "dec_token_id": 30522,
@@ -49,6 +51,15 @@ def check_med(config: PreTrainedConfig) -> None:
     """
     if config.share not in SHARED:
         raise ConfigError(f"text.share: {config.share!r}; {nearest(str(config.share), SHARED)}")
+    if config.answers_from not in ANSWERS_FROM:
+        raise ConfigError(
+            f"text.answers_from: {config.answers_from!r}; {nearest(str(config.answers_from), ANSWERS_FROM)}"
+        )
+    if config.answers_from == "question" and "cross_attention" in SHARED[config.share]:
+        raise ConfigError(
+            f"text.share: {config.share!r} shares the cross-attentions, but with answers_from: question the decoder looks "
+            "at other things than the encoder; set none or all_but_ca"
+        )
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"text.num_attention_heads: {config.num_attention_heads} do not divide hidden_size {config.hidden_size}"
@@ -63,11 +74,11 @@ class Halves(nn.ModuleDict):
     """A module for encoder and decoder each, or one for both.
 
     Args:
-        make: gives a new module. shared: whether one serves both.
+        make: gives a new module for a half. shared: whether one serves both.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], shared: bool) -> None:
-        super().__init__({"both": make()} if shared else {"encoder": make(), "decoder": make()})
+    def __init__(self, make: Callable[[str], nn.Module], shared: bool) -> None:
+        super().__init__({half: make(half) for half in (("both",) if shared else ("encoder", "decoder"))})
 
     def name_of(self, half: str) -> str:
         """What the module of ``encoder`` or ``decoder`` is called here."""
@@ -100,6 +111,10 @@ class Context:
         if attention not in self._kept:
             self._kept[attention] = attention.keys_values(self.tokens)
         return self._kept[attention]
+
+    def take(self, index: Tensor) -> Context:
+        """The context of each text of a batch, ``index`` [B] saying which."""
+        return Context(self.tokens[index], None if self.mask is None else self.mask[index, 0])
 
     def check(self, texts: int) -> None:
         """Raises ValueError for a number of texts that is no multiple of the pictures'."""
@@ -184,13 +199,14 @@ class MedLayer(Component):
     def __init__(self, config: PreTrainedConfig, context_dim: int) -> None:
         super().__init__()
         shared = SHARED[config.share]
+        widths = {"decoder": config.hidden_size} if config.answers_from == "question" else {}
         self.self_attention = Halves(
-            lambda: AttentionBlock(config, config.hidden_size), "self_attention" in shared
+            lambda half: AttentionBlock(config, config.hidden_size), "self_attention" in shared
         )
         self.cross_attention = Halves(
-            lambda: AttentionBlock(config, context_dim), "cross_attention" in shared
+            lambda half: AttentionBlock(config, widths.get(half, context_dim)), "cross_attention" in shared
         )
-        self.feed_forward = Halves(lambda: FeedForwardBlock(config), "feed_forward" in shared)
+        self.feed_forward = Halves(lambda half: FeedForwardBlock(config), "feed_forward" in shared)
 
     def forward(
         self,
@@ -247,7 +263,7 @@ class MED(Component):
         check_med(config)
         self.config = config
         self.checkpointing = False
-        self.embeddings = Halves(lambda: Embeddings(config), "embeddings" in SHARED[config.share])
+        self.embeddings = Halves(lambda half: Embeddings(config), "embeddings" in SHARED[config.share])
         self.layers = nn.ModuleList(MedLayer(config, context_dim) for _ in range(config.num_hidden_layers))
         self.head = Head(config)
 

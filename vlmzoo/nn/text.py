@@ -29,7 +29,7 @@ def text_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
     """The text tower's config from a mapping with ``kind`` and sizes by transformers' names.
 
     ``med``, the stack of :mod:`vlmzoo.nn.med`, goes by BERT's names and has ``share`` (``all_but_sa``, ``all``,
-    ``all_but_ca``, ``none``) and the ids ``cls_token_id``, ``enc_token_id``, ``dec_token_id`` besides.
+    ``all_but_ca``, ``none``), ``answers_from`` (``picture``, ``question``) and the ids ``cls_token_id``, ``enc_token_id``, ``dec_token_id`` besides.
 
     Raises:
         ConfigError: with the path of the field and the nearest valid thing.

@@ -197,7 +197,16 @@ class VisionEncoder(Component):
         return torch.cat([caught[layer] for layer in feature_layers(self.config)], dim=-1)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Pictures [I, 3, H, W] or frames [I, F, 3, H, W] to tokens [I, F, N, D]; no graph where nothing here learns."""
+        """Pictures [I, 3, H, W] or frames [I, F, 3, H, W] to tokens [I, F, N, D]; no graph where nothing here learns.
+
+        Raises:
+            ValueError: pictures of another size than the tower's, whose positions would be read wrongly.
+        """
+        height, width = pixel_values.shape[-2:]
+        if height != self.image_size or width != self.image_size:
+            raise ValueError(
+                f"pictures of {height} x {width} pixels; this tower takes {self.image_size} x {self.image_size}"
+            )
         frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
         flat = rearrange(pixel_values, "i f c h w -> (i f) c h w") if pixel_values.ndim == 5 else pixel_values
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
@@ -291,6 +300,9 @@ def _resized(table: Tensor, shape: torch.Size, leading: int) -> Tensor:
 
 def tower_of(config: PreTrainedConfig) -> nn.Module:
     """The transformers tower of a config, random weights; poolers that nothing reads are left out where possible."""
-    if config.model_type in ("vit", "deit"):
-        return AutoModel.from_config(config, add_pooling_layer=False)
-    return AutoModel.from_config(config)
+    return AutoModel.from_config(config, **without_pooler(config))
+
+
+def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """The argument that leaves a pooler out, for towers that take one."""
+    return {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
