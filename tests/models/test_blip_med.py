@@ -21,7 +21,8 @@ from vlmzoo.data.collate import LanguageCollate, PairsCollate
 from vlmzoo.folders import load
 from vlmzoo.models.blip_med import BlipMED
 from vlmzoo.nn.med import KINDS, SHARED, Context
-from vlmzoo.run import read_run, train
+from vlmzoo.objectives.language import Language
+from vlmzoo.run import StreamOptions, collate_of, read_run, train
 from vlmzoo.types import IGNORE_INDEX, offered
 
 BATCH, LENGTH, SIDE, DIM = 3, 8, 32, 64
@@ -370,6 +371,8 @@ def test_a_bert_tokenizer(tmp_path: Path) -> None:
 def test_mistakes_are_told() -> None:
     for change, message in (
         ({"text": {"share": "all_but_fa"}}, r"text\.share: 'all_but_fa'; did you mean 'all_but_"),
+        ({"text": {"answers_from": "question"}}, r"text\.share: 'all_but_sa' shares the cross-attentions"),
+        ({"text": {"answers_from": "pictures"}}, r"text\.answers_from: 'pictures'; did you mean 'picture'"),
         ({"text": {"num_attention_heads": 5}}, r"num_attention_heads: 5 do not divide hidden_size 64"),
         ({"text": {"vocab_size": 500}}, r"text\.enc_token_id: 513 is outside the vocabulary of 500 rows"),
         ({"text": {"kind": "clip", "hidden_size": 64}}, r"text\.kind: a blip_med model has 'med', not 'clip'"),
@@ -380,6 +383,18 @@ def test_mistakes_are_told() -> None:
         build("clip-tiny", text=build("blip-tiny").config.text)
     with pytest.raises(ValueError, match="a text of 200 tokens; there are 128 positions"):
         model_of().encode_text({"input_ids": torch.zeros(1, 200, dtype=torch.long)})
+
+
+def test_documents_are_refused() -> None:
+    model = build("blip-tiny")
+    data = {"kind": "scenes", "rows": "documents", "split": "train", "length": 4, "size": SIDE}
+    for documents, message in (
+        ({}, "text has no places for pictures"),
+        ({"next": 0.5}, "only with gated fusion"),
+    ):
+        tree = {"data": data, "documents": documents, "objective": {"kind": "language"}, "batch_size": 2}
+        with pytest.raises(ConfigError, match=message):
+            collate_of(StreamOptions.model_validate(tree), "pages", Language(), model, processor_for(model))
 
 
 # --- the trainer -------------------------------------------------------------------------------------------------
