@@ -74,6 +74,8 @@ _TABLES: dict[str, dict[str, Entry]] = {
     "objectives": {
         "language": Entry("vlmzoo.objectives.language:LanguageConfig", "next token of the supervised positions (needs Speaks)"),
         "contrastive": Entry("vlmzoo.objectives.contrastive:ContrastiveConfig", "symmetric image-text InfoNCE or sigmoid over all ranks (needs Aligns)"),
+        "itc": Entry("vlmzoo.objectives.itc:ImageTextContrastConfig", "image-text contrast with momentum twin, queue and soft targets (needs Aligns)"),
+        "blip": Entry("vlmzoo.objectives.blip:BlipConfig", "BLIP's contrast, matching with hard negatives, and language in one pass (needs Aligns, Matches, Speaks)"),
     },
     "datasets": {
         "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),

@@ -6,10 +6,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
@@ -58,6 +58,16 @@ OWN_FILES = (  # what --fresh removes from a run's folder
 )  # fmt: skip
 
 
+def _without_nulls(tree: Any) -> Any:
+    """A mapping without the names that are set to null."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {name: value for name, value in tree.items() if value is not None}
+
+
+LEFT_OUT = BeforeValidator(_without_nulls)  # streams.clips=null leaves a file's stream out
+
+
 class StreamOptions(Config):
     """One stream.
 
@@ -102,7 +112,7 @@ class StreamOptions(Config):
 class EvaluateOptions(Config):
     """Tasks and when they run: before training, every ``every`` steps (0: not), after training."""
 
-    tasks: dict[str, part_of("tasks")] = Field(default_factory=dict)  # type: ignore[valid-type]
+    tasks: Annotated[dict[str, part_of("tasks")], LEFT_OUT] = Field(default_factory=dict)  # type: ignore[valid-type]
     before: bool = False
     every: int = 0
     after: bool = True
@@ -124,7 +134,7 @@ class RunConfig(Config):
     model: dict[str, Any]
     processor: ProcessorOptions | None = None
     learn: LearnTree
-    streams: dict[str, StreamOptions]
+    streams: Annotated[dict[str, StreamOptions], LEFT_OUT]
     optim: OptimOptions
     trainer: TrainerOptions = TrainerOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
@@ -265,12 +275,12 @@ def collate_of(
     wanted = getattr(objective, "collate", None)
     if callable(wanted):
         return wanted(processor)
-    if wanted == "pairs":
-        return PairsCollate(processor)
+    if wanted in ("pairs", "captions"):
+        return PairsCollate(processor, getattr(objective, "prompt", ""), supervised=wanted == "captions")
     if wanted != "language":
         raise ConfigError(
-            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs' "
-            "or a method that makes a collator from the processor"
+            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs', "
+            "'captions' or a method that makes a collator from the processor"
         )
     pack_length = stream.pack_length
     if pack_length is not None and not _can_pack(model):

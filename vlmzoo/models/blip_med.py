@@ -208,6 +208,12 @@ class BlipMED(ZooModel, GenerationMixin):
         acting = self.temperature + (self.temperature.clamp(*TEMPERATURES) - self.temperature).detach()
         return 1 / acting
 
+    @torch.no_grad()
+    def bound_scale(self, least: float, greatest: float) -> None:
+        """Bring the scale back within bounds, in place, if it learns."""
+        if self.temperature.requires_grad:
+            self.temperature.clamp_(1 / greatest, 1 / least)
+
     # --- Matches ---------------------------------------------------------------------------------------------
 
     def match(self, batch: Batch, context: Context | None = None) -> Tensor:
