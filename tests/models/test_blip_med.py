@@ -338,7 +338,27 @@ def test_it_starts_from_bert_and_vit(tmp_path: Path) -> None:
     assert starts["itm_head"] == "random"
 
 
-def test_a_new_model_sees(tmp_path: Path) -> None:
+def test_text_starts_by_name(tmp_path: Path) -> None:
+    """A BERT brings its sizes, the preset says what a BERT does not; a model of ours says all itself."""
+    bert = BertForMaskedLM(
+        BertConfig(
+            vocab_size=512, hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    bert.save_pretrained(tmp_path / "bert")
+    model = build("blip-tiny", text=str(tmp_path / "bert"))
+    assert (model.text.dim, len(model.text.layers), model.config.text.vocab_size) == (24, 1, 514)
+    assert torch.equal(model.text.words.weight[:512], bert.bert.embeddings.word_embeddings.weight)
+    ours = build("blip-tiny", text={"share": "none"})
+    ours.save_pretrained(tmp_path / "ours")
+    again = build("blip-tiny", text=str(tmp_path / "ours"), vision=str(tmp_path / "ours"))
+    assert again.config.text.share == "none"
+    for part in ("text", "vision"):
+        wanted = getattr(ours, part).state_dict()
+        assert all(torch.equal(t, wanted[n]) for n, t in getattr(again, part).state_dict().items())
+
+
+def test_a_new_model_sees() -> None:
     """A fresh stock BLIP does not: its tower starts at 1e-10."""
     features = model_of(vision={**VISIONS["vit"], "cls": "keep"}).encode_pictures(torch.randn(2, 3, 16, 16))
     assert (features[0] - features[1]).abs().max() > 1e-2
