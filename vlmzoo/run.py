@@ -153,7 +153,7 @@ def collate_of(
         return LanguageCollate(processor, longest, stream.template, pack_length, words)
     if words:
         raise ConfigError(f"streams.{name}.format: {stream.format!r}; documents ask no questions")
-    if stream.documents.next and getattr(model.fusion, "in_prompt", True):
+    if stream.documents.next and getattr(getattr(model, "fusion", None), "in_prompt", True):
         raise ConfigError(
             f"streams.{name}.documents.next: {stream.documents.next}; texts can look ahead only with gated fusion"
         )
