@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo import distributed
 from vlmzoo.compose import build, processor_for, resolve
@@ -48,7 +48,7 @@ from vlmzoo.nn.language import keeps_segments_apart
 from vlmzoo.processing.processor import Processor, ProcessorOptions
 from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
-from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
+from vlmzoo.training.options import LEFT_OUT, LearnTree, OptimOptions, TrainerOptions, as_learn
 from vlmzoo.training.step import Stream
 from vlmzoo.training.trainer import Trainer, log
 
@@ -56,16 +56,6 @@ OWN_FILES = (  # what --fresh removes from a run's folder
     "checkpoints", "results", "log.jsonl", "quarantine.jsonl", "run.yaml", "environment.json", "report.html",
     "imports",
 )  # fmt: skip
-
-
-def _without_nulls(tree: Any) -> Any:
-    """A mapping without the names that are set to null."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {name: value for name, value in tree.items() if value is not None}
-
-
-LEFT_OUT = BeforeValidator(_without_nulls)  # streams.clips=null leaves a file's stream out
 
 
 class StreamOptions(Config):
