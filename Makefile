@@ -27,7 +27,8 @@ lint: $(VENV)/.installed  ## style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed  ## speed and memory as ratios against stock transformers
-	$(BIN)/python benchmarks/llava_step.py
+	$(BIN)/python benchmarks/llava.py
+	$(BIN)/python benchmarks/flamingo.py
 	$(BIN)/python benchmarks/image_pipeline.py
 
 gallery: $(VENV)/.installed  ## the pictures of the README; those of trained models need make quickstart first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def peak_elsewhere(script: str, *arguments: str) -> float:
 def peak_above(work: Callable[[], Any], times: int = 2) -> float:
     """Peak memory of this process above what it holds before ``work``, MiB (Linux); once before to warm up."""
     work()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed but kept would hide what comes
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     for _ in range(times):

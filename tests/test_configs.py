@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from vlmzoo.compose import configure, resolve
-from vlmzoo.config import ConfigError, load_yaml
+from vlmzoo.config import ConfigError, dump_yaml, load_yaml
 from vlmzoo.registry import names
-from vlmzoo.run import read_run, read_tasks
+from vlmzoo.run import read_run, read_tasks, resolved
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "configs" / "experiments"  # its own files: tests/experiment/test_experiment.py
@@ -94,3 +94,14 @@ def test_a_learning_rate_gives_way_to_more() -> None:
 def test_mistakes_name_their_path(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_run(ROOT / "configs/llava/tiny.yaml", [change])
+
+
+def test_a_run_that_went_on_is_started_again_from_its_own_file(tmp_path: Path) -> None:
+    """What its processor was not asked for is the folder's, and stays unsaid."""
+    tree = load_yaml(ROOT / "configs/llava/tiny.yaml")
+    run = read_run({**tree, "model": {"from": "runs/x"}, "processor": {"max_frames": 4}})
+    assert resolved(run)["processor"] == {"max_frames": 4}
+    (tmp_path / "run.yaml").write_text(dump_yaml(resolved(run)))
+    assert read_run(tmp_path / "run.yaml").processor.model_fields_set == {"max_frames"}
+    new = read_run({**tree, "model": {"preset": "llava-tiny"}, "processor": {"max_frames": 4}})
+    assert resolved(new)["processor"]["template"] == "short"

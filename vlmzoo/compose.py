@@ -17,18 +17,21 @@ from vlmzoo import registry
 from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config, readable
 from vlmzoo.hub import projector
 from vlmzoo.models.base import ZooModel, read_weights
+from vlmzoo.models.blip_med import DEC, ENC, BlipMED, BlipMEDConfig
 from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
+from vlmzoo.nn.med import MED
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config, without_pooler
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
 from vlmzoo.processing.text import IMAGE, TEMPLATES, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
+    "blip_med": (BlipMED, BlipMEDConfig),
     "dual_encoder": (DualEncoder, DualEncoderConfig),
 }
 TOWERS = {"vision": vision_config, "language": language_config, "text": text_config}
@@ -230,8 +233,11 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
     elif name == "language":
         weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
         weights = _with_rows(weights, part)
+    elif isinstance(part, MED):
+        weights = part.published(source)
     else:
-        weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+        tower = type(part.tower).from_pretrained(source, **without_pooler(part.config))
+        weights = {f"tower.{k}": v for k, v in tower.state_dict().items()}
     if name == "vision":  # at another resolution than it was trained at
         leading = registry.lookup("visions", model.config.vision.kind).leading
         weights = fit_positions(weights, part.state_dict(), leading)
@@ -346,7 +352,9 @@ def processor_for(
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    if isinstance(tokenizer, (str, Path)):
+    if isinstance(tokenizer, (str, Path)) and isinstance(model, BlipMED):
+        tokenizer = _with_ends(tokenizer_of(tokenizer, (DEC, ENC)))
+    elif isinstance(tokenizer, (str, Path)):
         # beside <image>, the template's own tokens take the rows that a model has for added ones
         controls = TEMPLATES[template_name].controls if template_name in TEMPLATES else []
         tokenizer = tokenizer_of(tokenizer, (*(controls if _added_rows(model) else ()), IMAGE))
@@ -355,11 +363,12 @@ def processor_for(
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
     transform = ImageTransform(model.vision.image_size, fit, mean, std)  # type: ignore[arg-type]
     check_vocabulary(model, tokenizer)
-    if isinstance(model, DualEncoder):
+    if isinstance(model, (DualEncoder, BlipMED)):
         length = model.config.text.max_position_embeddings
         pads = model.config.text.kind == "siglip"
+        turns = {"template": template_name} if isinstance(model, BlipMED) else {}
         return Processor(
-            transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
+            transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames, **turns
         )
     processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
@@ -367,6 +376,13 @@ def processor_for(
     )  # fmt: skip
     processor.chat.require_controls(tokenizer)
     return processor
+
+
+def _with_ends(tokenizer: Any) -> Any:
+    """A BERT tokenizer whose begin and end tokens are [CLS] and [SEP]; others have their own."""
+    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
+        tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+    return tokenizer
 
 
 def _added_rows(model: ZooModel) -> bool:
@@ -384,6 +400,14 @@ def check_vocabulary(model: ZooModel, tokenizer: Any) -> None:
     if isinstance(model, DualEncoder):
         if highest >= rows and image < highest:
             raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
+        return
+    if isinstance(model, BlipMED):
+        for name, token in (("dec_token_id", DEC), ("enc_token_id", ENC)):
+            found, wanted = tokenizer.get_vocab().get(token), getattr(model.config.text, name)
+            if found != wanted:
+                raise ConfigError(f"text.{name}: the model has {wanted}, the tokenizer's {token} is {found}")
+        if highest >= rows:
+            raise ConfigError(f"tokenizer: has ids up to {highest}, the text stack has {rows} rows")
         return
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")

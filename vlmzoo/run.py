@@ -44,7 +44,7 @@ from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.imports import import_parts, local_files
 from vlmzoo.models.base import ZooModel, within
 from vlmzoo.models.vision_lm import VisionLM
-from vlmzoo.nn.language import keeps_segments_apart
+from vlmzoo.nn.language import can_pack
 from vlmzoo.processing.processor import Processor, ProcessorOptions
 from vlmzoo.processing.response_formats import Format, format_text
 from vlmzoo.training.checkpoint import newest
@@ -174,6 +174,17 @@ def read_tasks(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     return tasks
 
 
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """Every field of a run as plain json, from which the same run can be started again.
+
+    Of the processor of a model that goes on from a folder only what was asked for is said: the rest is the folder's.
+    """
+    tree = config.model_dump(mode="json")
+    if config.processor is not None and "from" in config.model:
+        tree["processor"] = config.processor.model_dump(mode="json", exclude_unset=True)
+    return tree
+
+
 def starting_model(config: RunConfig, device: str | None = None) -> tuple[ZooModel, Processor]:
     """The model and processor that a run starts with.
 
@@ -254,12 +265,12 @@ def collate_of(
     wanted = getattr(objective, "collate", None)
     if callable(wanted):
         return wanted(processor)
-    if wanted == "pairs":
-        return PairsCollate(processor)
+    if wanted in ("pairs", "captions"):
+        return PairsCollate(processor, getattr(objective, "prompt", ""), supervised=wanted == "captions")
     if wanted != "language":
         raise ConfigError(
-            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs' "
-            "or a method that makes a collator from the processor"
+            f"streams.{name}.objective: {type(objective).__name__}.collate is {wanted!r}; wanted 'language', 'pairs', "
+            "'captions' or a method that makes a collator from the processor"
         )
     pack_length = stream.pack_length
     if pack_length is not None and not _can_pack(model):
@@ -278,7 +289,7 @@ def collate_of(
 
 
 def _can_pack(model: ZooModel) -> bool:
-    return isinstance(model, VisionLM) and model.fusion.in_prompt and keeps_segments_apart(model.language)
+    return isinstance(model, VisionLM) and model.fusion.in_prompt and can_pack(model.language)
 
 
 def open_sources(config: RunConfig) -> dict[str, Source]:
@@ -368,7 +379,7 @@ def train(config: RunConfig, fresh: bool = False) -> dict[str, Any]:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     out = Path(config.out)
-    tree = config.model_dump(mode="json")
+    tree = resolved(config)
     if not fresh:
         _refuse_another_run(out, tree)
     sources = open_sources(config)

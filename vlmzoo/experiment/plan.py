@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from vlmzoo.config import Config, ConfigError, load_yaml, nearest, override, read
-from vlmzoo.run import read_run
+from vlmzoo.run import read_run, resolved
 
 SEED = "{seed}"  # in an assignment stands for the seed
 
@@ -201,12 +201,11 @@ class _Chain:
 
     def _named(self, name: str, tree: dict[str, Any], needs: tuple[Planned, ...]) -> Planned:
         try:
-            resolved = read_run(tree).model_dump(
-                mode="json"
-            )  # for the name; what was not said stays unsaid in the run
+            # resolved for the name alone: in the run's file, what was not said stays unsaid
+            plain = resolved(read_run(tree))
         except ConfigError as error:
             raise ConfigError(f"arms.{self.arm}, stage {name}: {error}") from None
-        folder = Path(self.options.runs) / f"{name}-{fingerprint(resolved)}"
+        folder = Path(self.options.runs) / f"{name}-{fingerprint(plain)}"
         return Planned(name, folder, {**tree, "out": str(folder)}, needs)
 
 

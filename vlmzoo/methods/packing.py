@@ -138,19 +138,22 @@ def _batches(order: Order, size: int) -> Iterator[list[int]]:
         yield [order(place) for place in range(start, min(start + size, order.rows))]
 
 
-def _shape(tokens: np.ndarray, packed: int | None) -> tuple[int, int]:
-    """Rows of a batch's tensor, and their length."""
+def _shape(tokens: np.ndarray, packed: int | None) -> tuple[int, float]:
+    """Positions of a batch's tensor, and pairs of positions that attention is computed for (packed: text by text)."""
     if packed is None:
-        return len(tokens), int(tokens.max())
+        return len(tokens) * int(tokens.max()), len(tokens) * float(tokens.max()) ** 2
     bins = bins_of(tokens.tolist(), max(packed, int(tokens.max())))
-    return len(bins), max(int(tokens[members].sum()) for members in bins)
+    filled = np.array([int(tokens[members].sum()) for members in bins])
+    longest = int(filled.max())
+    pairs = (tokens.astype(float) ** 2).sum() + ((longest - filled).astype(float) ** 2).sum()
+    return len(bins) * longest, float(pairs)
 
 
 def _waste(
-    lengths: Lengths, shapes: Sequence[tuple[int, int]], costs: Costs, ideal: float, ranks: int
+    lengths: Lengths, shapes: Sequence[tuple[int, float]], costs: Costs, ideal: float, ranks: int
 ) -> dict[str, float]:
-    slots = [rows * length for rows, length in shapes]
+    slots = [positions for positions, _ in shapes]
     waiting = sum(max(slots[i : i + ranks]) * len(slots[i : i + ranks]) for i in range(0, len(slots), ranks))
     real = float(lengths.tokens.sum())
-    spent = costs.forward(float(sum(slots)), float(sum(rows * length**2 for rows, length in shapes)))
+    spent = costs.forward(float(sum(slots)), sum(pairs for _, pairs in shapes))
     return {"waste": 1 - real / sum(slots), "waste_step": 1 - real / waiting, "flops": spent / ideal}

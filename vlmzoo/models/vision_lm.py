@@ -7,13 +7,12 @@ tokens a picture after the connector, J pictures in the fullest row, V vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -207,12 +206,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
 
     def encode_pictures(self, pixel_values: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] or frames [I, F, 3, H, W] to tower features [I, F, N, D]."""
-        frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
-        flat = rearrange(pixel_values, "i f c h w -> (i f) c h w") if pixel_values.ndim == 5 else pixel_values
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())
-        with nullcontext() if learns else torch.no_grad():
-            features = self.vision(flat.to(self.vision.tower.dtype))
-        return rearrange(features, "(i f) n d -> i f n d", f=frames)
+        return self.vision.features(pixel_values)
 
     def media(
         self,
@@ -308,6 +302,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
         media_index: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the language model on text and pictures.
@@ -322,6 +317,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             media_index: [B, T], for gated fusion: the picture each position sees, from 1; 0 sees none. By default the
                 last ``<image>`` up to the position, those in the cache counted.
             labels: [B, T] unshifted, -100 ignored; the token mean becomes ``loss``.
+            logits_to_keep: as in transformers, where the language model knows it: of the last so many positions only.
 
         Returns:
             transformers' causal LM output, logits [B, T, V].
@@ -337,12 +333,11 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
             embeds = self._spliced(embeds, places, media, images)
         if attention_mask is not None and position_ids is None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-        if cache is not None:
-            kwargs[lm.CACHE] = cache
+        kwargs |= {} if cache is None else {lm.CACHE: cache}
         if cache is None and attention_mask is None and position_ids is not None:
-            use_cache = bool(
-                use_cache
-            )  # packed: with a cache transformers lets the texts of a row see each other
+            # packed: with a cache transformers lets the texts of a row see each other
+            use_cache = bool(use_cache)
+        kwargs |= lm.known(self.language, logits_to_keep=logits_to_keep)
         with self._looking(media, images if media_index is None else media_index, use_cache is not False):
             out = self.language(
                 inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,

@@ -6,6 +6,7 @@ peft and quantisation work as they do without us.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -20,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from vlmzoo.config import ConfigError, nearest, readable
 from vlmzoo.nn.cross_entropy import head_losses, probe, tail_of
+from vlmzoo.nn.segments import attend_by_text
 from vlmzoo.nn.tokens import AddedTokens
 from vlmzoo.nn.towers import TowerKind, layer_stack, read_tower
 from vlmzoo.types import full
@@ -86,6 +88,12 @@ def layer_width(language_config: PreTrainedConfig) -> int:
 def positions_in(cache: Any) -> int:
     """How many positions a cache holds; 0 for none."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def known(language: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that the language model's forward takes; families differ."""
+    taken = inspect.signature(language.forward).parameters
+    return {name: value for name, value in arguments.items() if name in taken}
 
 
 @contextmanager
@@ -172,6 +180,16 @@ def _without_head(head: nn.Linear, positions: Tensor) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def can_pack(language: PreTrainedModel) -> bool:
+    """Whether packed rows can be trained on; from now on they are attended to text by text where that gives the same."""
+    before = language.config._attn_implementation
+    if attend_by_text(language):
+        if keeps_segments_apart(language):
+            return True
+        language.set_attn_implementation(before)
+    return keeps_segments_apart(language)
 
 
 @torch.no_grad()
