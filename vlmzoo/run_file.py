@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlmzoo.config import Config, ConfigError, load_yaml, nearest, override, part_of, read
 from vlmzoo.data.documents import DocumentOptions
@@ -14,17 +14,7 @@ from vlmzoo.data.features import CacheOptions, in_memory
 from vlmzoo.imports import import_parts
 from vlmzoo.processing.processor import ProcessorOptions
 from vlmzoo.processing.response_formats import Format
-from vlmzoo.training.options import LearnTree, OptimOptions, TrainerOptions, as_learn
-
-
-def _without_nulls(tree: Any) -> Any:
-    """A mapping without the names that are set to null."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {name: value for name, value in tree.items() if value is not None}
-
-
-LEFT_OUT = BeforeValidator(_without_nulls)  # streams.clips=null leaves a file's stream out
+from vlmzoo.training.options import LEFT_OUT, LearnTree, OptimOptions, TrainerOptions, as_learn
 
 
 class StreamOptions(Config):
