@@ -22,7 +22,7 @@ from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
-from vlmzoo.nn.med import MED
+from vlmzoo.nn.med import MED, MED_EXTRAS
 from vlmzoo.nn.text import text_config
 from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config, without_pooler
 from vlmzoo.processing.image import ImageTransform
@@ -126,8 +126,13 @@ def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def _started(base: Mapping[str, Any], change: dict[str, Any], name: str) -> dict[str, Any]:
     """A tower that starts from somewhere takes its sizes there; only how it is read is kept from the preset."""
-    kept = {key: base[key] for key in EXTRAS if key in base} if name == "vision" else {}
-    if "kind" not in change:
+    names: tuple[str, ...] = tuple(EXTRAS) if name == "vision" else ()
+    if base.get("kind") == "med":  # a BERT has no word for these, another model of ours says them itself
+        names = (
+            ("kind",) if is_zoo_folder(located(str(change["from"]))) else ("kind", "vocab_size", *MED_EXTRAS)
+        )
+    kept = {key: base[key] for key in names if key in base}
+    if "kind" not in {**kept, **change}:
         change["kind"] = _kind_of(str(change["from"]), name, str(base.get("kind", "")))
     return {**kept, **change}
 
@@ -226,6 +231,8 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
     part, source = getattr(model, name), readable(source, f"{name}.from")
     if is_zoo_folder(source):
         weights = _plain_weights(source, name)
+        if name == "vision" and weights.keys() - part.state_dict().keys():
+            weights = _renamed(source, name)
         # A tied weight is saved under one of its names only.
         for tied, kept in (getattr(part, "all_tied_weights_keys", None) or {}).items():
             if kept in weights:
@@ -278,6 +285,15 @@ def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
             f"{name}.from: {source!r} holds LoRA adapters; write it as a plain model first (vlmzoo merge)"
         )
     return weights
+
+
+def _renamed(source: str, name: str) -> dict[str, torch.Tensor]:
+    """A part's weights by today's names: transformers writes some towers (ViT) under those of its older versions."""
+    kind = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    cls = next((cls for cls, schema in CLASSES.values() if schema.model_type == kind), None)
+    if cls is None:
+        raise ConfigError(f"{name}.from: {source!r} holds a {kind!r}, which is not a model of this zoo")
+    return getattr(cls.from_pretrained(source), name).state_dict()
 
 
 def _with_rows(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:

@@ -21,7 +21,8 @@ from vlmzoo.data.collate import LanguageCollate, PairsCollate
 from vlmzoo.folders import load
 from vlmzoo.models.blip_med import BlipMED
 from vlmzoo.nn.med import KINDS, SHARED, Context
-from vlmzoo.run import read_run, train
+from vlmzoo.objectives.language import Language
+from vlmzoo.run import StreamOptions, collate_of, read_run, train
 from vlmzoo.types import IGNORE_INDEX, offered
 
 BATCH, LENGTH, SIDE, DIM = 3, 8, 32, 64
@@ -337,7 +338,27 @@ def test_it_starts_from_bert_and_vit(tmp_path: Path) -> None:
     assert starts["itm_head"] == "random"
 
 
-def test_a_new_model_sees(tmp_path: Path) -> None:
+def test_text_starts_by_name(tmp_path: Path) -> None:
+    """A BERT brings its sizes, the preset says what a BERT does not; a model of ours says all itself."""
+    bert = BertForMaskedLM(
+        BertConfig(
+            vocab_size=512, hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    bert.save_pretrained(tmp_path / "bert")
+    model = build("blip-tiny", text=str(tmp_path / "bert"))
+    assert (model.text.dim, len(model.text.layers), model.config.text.vocab_size) == (24, 1, 514)
+    assert torch.equal(model.text.words.weight[:512], bert.bert.embeddings.word_embeddings.weight)
+    ours = build("blip-tiny", text={"share": "none"})
+    ours.save_pretrained(tmp_path / "ours")
+    again = build("blip-tiny", text=str(tmp_path / "ours"), vision=str(tmp_path / "ours"))
+    assert again.config.text.share == "none"
+    for part in ("text", "vision"):
+        wanted = getattr(ours, part).state_dict()
+        assert all(torch.equal(t, wanted[n]) for n, t in getattr(again, part).state_dict().items())
+
+
+def test_a_new_model_sees() -> None:
     """A fresh stock BLIP does not: its tower starts at 1e-10."""
     features = model_of(vision={**VISIONS["vit"], "cls": "keep"}).encode_pictures(torch.randn(2, 3, 16, 16))
     assert (features[0] - features[1]).abs().max() > 1e-2
@@ -370,6 +391,8 @@ def test_a_bert_tokenizer(tmp_path: Path) -> None:
 def test_mistakes_are_told() -> None:
     for change, message in (
         ({"text": {"share": "all_but_fa"}}, r"text\.share: 'all_but_fa'; did you mean 'all_but_"),
+        ({"text": {"answers_from": "question"}}, r"text\.share: 'all_but_sa' shares the cross-attentions"),
+        ({"text": {"answers_from": "pictures"}}, r"text\.answers_from: 'pictures'; did you mean 'picture'"),
         ({"text": {"num_attention_heads": 5}}, r"num_attention_heads: 5 do not divide hidden_size 64"),
         ({"text": {"vocab_size": 500}}, r"text\.enc_token_id: 513 is outside the vocabulary of 500 rows"),
         ({"text": {"kind": "clip", "hidden_size": 64}}, r"text\.kind: a blip_med model has 'med', not 'clip'"),
@@ -380,6 +403,18 @@ def test_mistakes_are_told() -> None:
         build("clip-tiny", text=build("blip-tiny").config.text)
     with pytest.raises(ValueError, match="a text of 200 tokens; there are 128 positions"):
         model_of().encode_text({"input_ids": torch.zeros(1, 200, dtype=torch.long)})
+
+
+def test_documents_are_refused() -> None:
+    model = build("blip-tiny")
+    data = {"kind": "scenes", "rows": "documents", "split": "train", "length": 4, "size": SIDE}
+    for documents, message in (
+        ({}, "text has no places for pictures"),
+        ({"next": 0.5}, "only with gated fusion"),
+    ):
+        tree = {"data": data, "documents": documents, "objective": {"kind": "language"}, "batch_size": 2}
+        with pytest.raises(ConfigError, match=message):
+            collate_of(StreamOptions.model_validate(tree), "pages", Language(), model, processor_for(model))
 
 
 # --- the trainer -------------------------------------------------------------------------------------------------

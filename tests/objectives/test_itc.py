@@ -130,6 +130,8 @@ def test_temperature_is_bounded_in_the_loss_and_then_in_the_model(start: float, 
     objective(model, batch)
     objective.after_step(model)
     assert model.scale().item() == pytest.approx(bound)
+    objective(model, batch)["itc"].sum.backward()
+    assert model.logit_scale.grad.abs() > 0  # from the bound it can come back
     model.logit_scale.requires_grad_(False).fill_(math.log(start))
     objective.after_step(model)
     assert model.scale().item() == pytest.approx(start)  # what is frozen stays where it is

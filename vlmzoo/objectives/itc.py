@@ -69,8 +69,9 @@ class ImageTextContrast:
         return {"twin_image": image, "twin_text": text, "image_ids": ids}
 
     def scale(self, features: Mapping[str, Tensor]) -> Tensor:
-        """The factor on cosines within the bounds of the temperature, []."""
-        return full(features["scale"]).mean().clamp(*self.scales)
+        """The factor on cosines within the bounds of the temperature, []; it gets its gradient beyond them too."""
+        scale = full(features["scale"]).mean()
+        return scale + (scale.clamp(*self.scales) - scale).detach()
 
     @property
     def alpha(self) -> float:
@@ -106,9 +107,7 @@ class ImageTextContrast:
 
     def after_step(self, model: Any) -> None:
         """Move the twin, remember its vectors of this step, count the step."""
-        if hasattr(
-            model, "bound_scale"
-        ):  # a bound in the loss alone would leave a scale beyond it no way back
+        if hasattr(model, "bound_scale"):
             model.bound_scale(*self.scales)
         self.twin.follow(model)
         self.queue.push(self._made)
