@@ -49,6 +49,17 @@ def test_config_reads(path: Path) -> None:
     assert read_run(path, ["optim.steps=3"]).optim.steps == 3
 
 
+def test_a_stream_or_a_task_is_left_out_by_null() -> None:
+    path = ROOT / "configs/flamingo/tiny_three_streams.yaml"
+    run = read_run(
+        path, ["streams.clips=null", "evaluate.tasks.clips=null", "evaluate.tasks.longer_clips=null"]
+    )
+    assert list(run.streams) == ["interleaved", "pairs"]
+    assert list(run.evaluate.tasks) == ["few_shot", "words", "captions"]
+    with pytest.raises(ConfigError, match="streams: names no stream"):
+        read_run(path, [f"streams.{name}=null" for name in ("interleaved", "pairs", "clips")])
+
+
 def test_two_lines_of_a_config_change_the_data() -> None:
     run = read_run(
         ROOT / "configs/llava/tiny.yaml", ["streams.questions.data={kind: llava, path: a.json, images: pics}"]

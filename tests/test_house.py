@@ -15,7 +15,7 @@ FLOORS: dict[str, int] = {
     "compose": 3, "training": 3, "evaluate": 3,
     "methods": 4, "hub": 4, "chat": 4,
     "hub.files": 0, "hub.table": 0, "hub.projector": 1,  # tensors in files under anybody's names; no model, no layout
-    "folders": 5, "terminal": 5, "web": 5,
+    "run_file": 5, "folders": 5, "terminal": 5, "web": 5,
     "run": 6,
     "experiment": 7, "train": 7, "cli": 7, "cli_instruct": 7, "cli_evaluate": 7, "cli_packing": 7, "cli_parts": 7, "__main__": 7, "auto": 7, "__init__": 7,
 }  # fmt: skip

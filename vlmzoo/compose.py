@@ -17,18 +17,21 @@ from vlmzoo import registry
 from vlmzoo.config import ConfigError, load_yaml, located, merge, nearest, part_config, readable
 from vlmzoo.hub import projector
 from vlmzoo.models.base import ZooModel, read_weights
+from vlmzoo.models.blip_med import DEC, ENC, BlipMED, BlipMEDConfig
 from vlmzoo.models.dual_encoder import DualEncoder, DualEncoderConfig
 from vlmzoo.models.vision_lm import VisionLM, VisionLMConfig
 from vlmzoo.nn.language import language_config
 from vlmzoo.nn.lora import is_lora
+from vlmzoo.nn.med import MED, MED_EXTRAS
 from vlmzoo.nn.text import text_config
-from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config
+from vlmzoo.nn.vision import EXTRAS, fit_positions, vision_config, without_pooler
 from vlmzoo.processing.image import ImageTransform
 from vlmzoo.processing.processor import Processor
 from vlmzoo.processing.text import IMAGE, TEMPLATES, TINY_TOKENIZER
 
 CLASSES: dict[str, tuple[type[ZooModel], type[PreTrainedConfig]]] = {
     "vision_lm": (VisionLM, VisionLMConfig),
+    "blip_med": (BlipMED, BlipMEDConfig),
     "dual_encoder": (DualEncoder, DualEncoderConfig),
 }
 TOWERS = {"vision": vision_config, "language": language_config, "text": text_config}
@@ -123,8 +126,13 @@ def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def _started(base: Mapping[str, Any], change: dict[str, Any], name: str) -> dict[str, Any]:
     """A tower that starts from somewhere takes its sizes there; only how it is read is kept from the preset."""
-    kept = {key: base[key] for key in EXTRAS if key in base} if name == "vision" else {}
-    if "kind" not in change:
+    names: tuple[str, ...] = tuple(EXTRAS) if name == "vision" else ()
+    if base.get("kind") == "med":  # a BERT has no word for these, another model of ours says them itself
+        names = (
+            ("kind",) if is_zoo_folder(located(str(change["from"]))) else ("kind", "vocab_size", *MED_EXTRAS)
+        )
+    kept = {key: base[key] for key in names if key in base}
+    if "kind" not in {**kept, **change}:
         change["kind"] = _kind_of(str(change["from"]), name, str(base.get("kind", "")))
     return {**kept, **change}
 
@@ -223,6 +231,8 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
     part, source = getattr(model, name), readable(source, f"{name}.from")
     if is_zoo_folder(source):
         weights = _plain_weights(source, name)
+        if name == "vision" and weights.keys() - part.state_dict().keys():
+            weights = _renamed(source, name)
         # A tied weight is saved under one of its names only.
         for tied, kept in (getattr(part, "all_tied_weights_keys", None) or {}).items():
             if kept in weights:
@@ -230,8 +240,11 @@ def _load_part(model: ZooModel, name: str, source: str) -> None:
     elif name == "language":
         weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
         weights = _with_rows(weights, part)
+    elif isinstance(part, MED):
+        weights = part.published(source)
     else:
-        weights = {f"tower.{k}": v for k, v in type(part.tower).from_pretrained(source).state_dict().items()}
+        tower = type(part.tower).from_pretrained(source, **without_pooler(part.config))
+        weights = {f"tower.{k}": v for k, v in tower.state_dict().items()}
     if name == "vision":  # at another resolution than it was trained at
         leading = registry.lookup("visions", model.config.vision.kind).leading
         weights = fit_positions(weights, part.state_dict(), leading)
@@ -272,6 +285,15 @@ def _plain_weights(source: str, name: str) -> dict[str, torch.Tensor]:
             f"{name}.from: {source!r} holds LoRA adapters; write it as a plain model first (vlmzoo merge)"
         )
     return weights
+
+
+def _renamed(source: str, name: str) -> dict[str, torch.Tensor]:
+    """A part's weights by today's names: transformers writes some towers (ViT) under those of its older versions."""
+    kind = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    cls = next((cls for cls, schema in CLASSES.values() if schema.model_type == kind), None)
+    if cls is None:
+        raise ConfigError(f"{name}.from: {source!r} holds a {kind!r}, which is not a model of this zoo")
+    return getattr(cls.from_pretrained(source), name).state_dict()
 
 
 def _with_rows(weights: dict[str, torch.Tensor], language: Any) -> dict[str, torch.Tensor]:
@@ -346,7 +368,9 @@ def processor_for(
     Raises:
         ConfigError: a tokenizer with more ids than the model has rows, or an ``<image>`` id other than the model's.
     """
-    if isinstance(tokenizer, (str, Path)):
+    if isinstance(tokenizer, (str, Path)) and isinstance(model, BlipMED):
+        tokenizer = _with_ends(tokenizer_of(tokenizer, (DEC, ENC)))
+    elif isinstance(tokenizer, (str, Path)):
         # beside <image>, the template's own tokens take the rows that a model has for added ones
         controls = TEMPLATES[template_name].controls if template_name in TEMPLATES else []
         tokenizer = tokenizer_of(tokenizer, (*(controls if _added_rows(model) else ()), IMAGE))
@@ -355,11 +379,12 @@ def processor_for(
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
     transform = ImageTransform(model.vision.image_size, fit, mean, std)  # type: ignore[arg-type]
     check_vocabulary(model, tokenizer)
-    if isinstance(model, DualEncoder):
+    if isinstance(model, (DualEncoder, BlipMED)):
         length = model.config.text.max_position_embeddings
         pads = model.config.text.kind == "siglip"
+        turns = {"template": template_name} if isinstance(model, BlipMED) else {}
         return Processor(
-            transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames
+            transform.stock(), tokenizer, max_length=length, pad_to_max=pads, max_frames=max_frames, **turns
         )
     processor = Processor(
         transform.stock(), tokenizer, image_tokens=model.image_tokens, template=template_name,
@@ -367,6 +392,13 @@ def processor_for(
     )  # fmt: skip
     processor.chat.require_controls(tokenizer)
     return processor
+
+
+def _with_ends(tokenizer: Any) -> Any:
+    """A BERT tokenizer whose begin and end tokens are [CLS] and [SEP]; others have their own."""
+    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
+        tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+    return tokenizer
 
 
 def _added_rows(model: ZooModel) -> bool:
@@ -384,6 +416,14 @@ def check_vocabulary(model: ZooModel, tokenizer: Any) -> None:
     if isinstance(model, DualEncoder):
         if highest >= rows and image < highest:
             raise ConfigError(f"tokenizer: has ids up to {highest}, the text tower has {rows} rows")
+        return
+    if isinstance(model, BlipMED):
+        for name, token in (("dec_token_id", DEC), ("enc_token_id", ENC)):
+            found, wanted = tokenizer.get_vocab().get(token), getattr(model.config.text, name)
+            if found != wanted:
+                raise ConfigError(f"text.{name}: the model has {wanted}, the tokenizer's {token} is {found}")
+        if highest >= rows:
+            raise ConfigError(f"tokenizer: has ids up to {highest}, the text stack has {rows} rows")
         return
     if highest >= rows:
         raise ConfigError(f"tokenizer: has ids up to {highest}, the language model has {rows} rows")

@@ -14,10 +14,11 @@ from transformers import PreTrainedConfig
 
 from vlmzoo.compose import is_zoo_folder
 from vlmzoo.config import ConfigError, nearest, readable
-from vlmzoo.hub import adapter, idefics, llava, llava_original, openflamingo, own
+from vlmzoo.hub import adapter, blip, blip_original, idefics, llava, llava_original, openflamingo, own
 from vlmzoo.hub import auto as _auto  # noqa: F401  (so that transformers finds our folders)
 from vlmzoo.hub.card import run_facts, write_card
 from vlmzoo.models.base import ZooModel
+from vlmzoo.models.blip_med import BlipMED
 from vlmzoo.models.vision_lm import VisionLM
 from vlmzoo.processing.processor import Processor
 
@@ -33,9 +34,10 @@ def load(
 
     Args:
         source: saved by this package (a whole model, or an adapter folder, whose base is loaded first), or a stock
-            ``llava`` or ``idefics`` folder, or a folder of the LLaVA project (whole, projector only, LoRA) or of
-            OpenFlamingo (its ``checkpoint.pt``).
+            ``llava``, ``idefics`` or ``blip`` folder, or a folder of the LLaVA project (whole, projector only, LoRA) or of
+            OpenFlamingo (its ``checkpoint.pt``), or a ``.pth`` file of BLIP or LAVIS.
         base: the language model of a LLaVA project or OpenFlamingo folder without one; by default what the folder names.
+            Of a ``.pth`` file, whose tokenizer is taken; by default BERT base, uncased.
         quantization: ``nf4`` or ``int8`` (bitsandbytes, the extra ``quantize``), or a ``quantization_config`` as transformers
             takes it: the language model is loaded in few bits, its output head, connector, fusion and tower are not.
             For our own layout.
@@ -48,6 +50,8 @@ def load(
     Raises:
         ConfigError: nothing there, or a layout that is not known.
     """
+    if str(source).endswith(".pth"):
+        return blip_original.read(source, base or blip_original.TOKENIZER)
     folder = _local(source)
     if adapter.is_adapter(folder):
         base = adapter.find_base(folder)
@@ -74,11 +78,11 @@ def _foreign(folder: Path, base: str | Path | None) -> tuple[ZooModel, Processor
     tree = PreTrainedConfig.get_config_dict(folder)[0]
     if llava_original.is_original(tree):
         return llava_original.read(folder, base)
-    readers = {"llava": llava.read, "idefics": idefics.read}
+    readers = {"llava": llava.read, "idefics": idefics.read, "blip": blip.read}
     kind = tree.get("model_type")
     if kind not in readers:
         raise ConfigError(
-            f"holds a {kind!r} model; known layouts: vlmzoo, stock llava, stock idefics, LLaVA project, OpenFlamingo"
+            f"holds a {kind!r} model; known layouts: vlmzoo, stock llava, idefics and blip, LLaVA project, OpenFlamingo"
         )
     return readers[kind](folder)
 
@@ -138,7 +142,7 @@ def export(
     """Write a model in a public layout, read it back and compare logits.
 
     Args:
-        layout: ``transformers`` (stock classes: llava, or idefics for gated cross-attention), or the LLaVA project's:
+        layout: ``transformers`` (stock classes: llava, idefics for gated cross-attention, blip), or the LLaVA project's:
             ``original`` (everything), ``original-projector`` (stage 1), ``original-lora``, or ``openflamingo``. Adapters
             are merged where the layout has none, added tokens written into the language model's rows.
         force: write into a folder that is not empty.
@@ -185,7 +189,6 @@ def export(
 def _exported(
     model: ZooModel, processor: Processor, folder: Path, layout: str, base: str | Path | None
 ) -> float:
-    assert isinstance(model, VisionLM)
     other = _other_side(model, layout)
     if other is llava_original:
         other.export(model, processor, folder, layout, str(base or ""))
@@ -203,6 +206,8 @@ def _exported(
 
 def _other_side(model: ZooModel, layout: str) -> ModuleType:
     """The file of ``vlmzoo.hub`` that writes a layout; which stock class it is depends on how pictures enter."""
+    if layout == "transformers" and isinstance(model, BlipMED):
+        return blip
     if layout == "transformers":
         gated = isinstance(model, VisionLM) and not model.fusion.in_prompt
         return idefics if gated else llava

@@ -31,6 +31,9 @@ _TABLES: dict[str, dict[str, Entry]] = {
         "clip-vit-l-14": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14", "OpenAI CLIP ViT-L/14, 428 M"),
         "clip-vit-l-14-336": Entry("vlmzoo.models.dual_encoder:clip_vit_l_14_336", "OpenAI CLIP ViT-L/14 at 336 px, 428 M"),
         "siglip-b-16": Entry("vlmzoo.models.dual_encoder:siglip_b_16", "SigLIP base, patch 16 at 224 px, 203 M"),
+        "blip-tiny": Entry("vlmzoo.models.blip_med:blip_tiny", "BLIP's shape (MED: aligns, matches, speaks) that learns the scenes on a laptop"),
+        "blip-base": Entry("vlmzoo.models.blip_med:blip_base", "BLIP with ViT-B/16 and BERT base, 252 M"),
+        "blip-large": Entry("vlmzoo.models.blip_med:blip_large", "BLIP with ViT-L/16 and BERT base, 475 M"),
         "llava-tiny": Entry("vlmzoo.models.presets:llava_tiny", "LLaVA shape that learns the scenes on a laptop"),
         "llava-1.5-7b": Entry("vlmzoo.models.presets:llava_1_5_7b", "LLaVA-1.5 on Vicuna 7B, 7.06 B"),
         "llava-1.5-13b": Entry("vlmzoo.models.presets:llava_1_5_13b", "LLaVA-1.5 on Vicuna 13B, 13.35 B"),
@@ -71,6 +74,8 @@ _TABLES: dict[str, dict[str, Entry]] = {
     "objectives": {
         "language": Entry("vlmzoo.objectives.language:LanguageConfig", "next token of the supervised positions (needs Speaks)"),
         "contrastive": Entry("vlmzoo.objectives.contrastive:ContrastiveConfig", "symmetric image-text InfoNCE or sigmoid over all ranks (needs Aligns)"),
+        "itc": Entry("vlmzoo.objectives.itc:ImageTextContrastConfig", "image-text contrast with momentum twin, queue and soft targets (needs Aligns)"),
+        "blip": Entry("vlmzoo.objectives.blip:BlipConfig", "BLIP's contrast, matching with hard negatives, and language in one pass (needs Aligns, Matches, Speaks)"),
     },
     "datasets": {
         "scenes": Entry("vlmzoo.data.scenes.source:ScenesConfig", "embedded drawn scenes: captions, questions, dialogues, labels"),

@@ -82,7 +82,7 @@ class Speaks(Protocol):
 
 @runtime_checkable
 class Sees(Protocol):
-    """A model whose pictures can be encoded once and used often: what it speaks of takes ``image_features``."""
+    """A model whose pictures can be encoded once and used often: all its verbs take ``image_features``."""
 
     def encode_pictures(self, pixel_values: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] to features [I, 1, N, D], which stand for them in a batch as ``image_features``."""
@@ -98,7 +98,10 @@ class Weighs(Protocol):
 
 @runtime_checkable
 class Aligns(Protocol):
-    """A model that puts pictures and texts into one space (contrastive training, retrieval, zero-shot)."""
+    """A model that puts pictures and texts into one space (contrastive training, retrieval, zero-shot).
+
+    One with ``bound_scale(least, greatest)`` has its learnt scale brought back within an objective's bounds, in place.
+    """
 
     def encode_image(self, batch: Batch) -> Tensor:
         """Unit-norm image embeddings, [B, E]."""
@@ -124,10 +127,15 @@ VERBS: dict[str, type] = {"Speaks": Speaks, "Aligns": Aligns, "Matches": Matches
 class Objective(Protocol):
     """What a stream trains: named sums from a model and a batch, with counts known from the batch alone.
 
+    One that keeps a state (a momentum twin, a queue) has ``state_dict()`` and ``load_state_dict(state)``: tensors,
+    numbers and texts that are checkpointed with the run and never saved with the model. ``after_step(model)`` is called
+    once after every optimiser step that took a batch of its stream; nothing else may move the state.
+
     Attributes:
         verb: the name in ``VERBS`` that the model must offer.
         collate: the batches it reads: ``"language"`` (``input_ids``, ``labels``, pictures), ``"pairs"`` (a text and
-            a picture a row), or a method that makes a collator of its own from the processor.
+            a picture a row), ``"captions"`` (pairs with ``labels``; what the objective's ``prompt`` says stands before
+            every text, unsupervised), or a method that makes a collator of its own from the processor.
     """
 
     verb: str
@@ -154,8 +162,32 @@ class AcrossBatch(Protocol):
     def terms(self, features: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> dict[str, Term]:
         """The terms from joined features; gathers over ranks itself."""
 
-    def extras(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradient-free tensors the loss needs (ids of pictures), joined like the features."""
+    def extras(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """Gradient-free tensors the loss needs (ids of pictures, a momentum twin's vectors), joined like the features.
+
+        Joined ones (if there are any, then with a row for each of the batch) get ``micro`` [rows] beside them: the
+        number of the micro-batch that a row came from.
+        """
+
+
+@runtime_checkable
+class AroundBatch(AcrossBatch, Protocol):
+    """An ``AcrossBatch`` objective with terms of single rows besides, whose rows need others of the batch.
+
+    Where the trainer runs several micro-batches, ``terms`` gives only the terms that look across them; those of single
+    rows (image-text matching against hard negatives) come from ``both``, micro-batch by micro-batch.
+    """
+
+    def around(
+        self, batches: Sequence[Batch], features: Mapping[str, Tensor], extras: Mapping[str, Tensor]
+    ) -> list[Batch]:
+        """The micro-batches, each with what its rows need of others; from joined features, without gradient."""
+
+    def both(self, model: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Term]]:
+        """The features of a micro-batch that ``around`` gave and the terms of its rows, from one pass.
+
+        What ``features`` draws at random is drawn first and in the same order.
+        """
 
 
 class Task(Protocol):

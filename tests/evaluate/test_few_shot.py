@@ -67,6 +67,9 @@ def test_documents_keep_their_last_examples() -> None:
     ]  # fmt: skip
     assert [result.metrics[f"accuracy_shots_{k}"] for k in (0, 1, 4)] == [0.5, 0.5, 0.5]
     assert result.metrics["chance"] == 0.5 and "accuracy_shots_4_stderr" in result.metrics
+    assert [line["values"] for line in result.judged] == [
+        {f"accuracy_shots_{k}": right for k in (0, 1, 4)} for right in (1.0, 0.0)
+    ]
     lines = [(line["task"], line["shots"], line["accuracy"], line["n"]) for line in result.table]
     assert lines[0] == ("all", 0, 0.5, 2) and lines[3:6] == [("naming", k, 1.0, 1) for k in (0, 1, 4)]
     assert lines[-1] == ("other", 4, 0.0, 1)

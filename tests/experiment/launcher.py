@@ -36,6 +36,7 @@ target.mkdir(parents=True, exist_ok=True)
 rows = [{"id": i, "answer": "a", "values": {"accuracy": float(i < right)}} for i in range(100)]
 (target / "vqa.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 metrics = {"accuracy": right / 100, "accuracy_stderr": 0.05, "loss": 1 - right / 100}
+metrics |= {"accuracy_shots_1": right / 200, "accuracy_shots_4": right / 100, "chance": 0.25}
 (target / "vqa.json").write_text(json.dumps({"task": "vqa", "metrics": metrics, "n": 100}))
 part = {"part": "connector", "kind": "mlp", "parameters": 1200, "learning": 200, "starts from": "random"}
 (out / "parts.json").write_text(json.dumps([part]))

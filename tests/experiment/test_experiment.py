@@ -272,6 +272,17 @@ def test_arms_on_an_axis_make_a_curve(tmp_path):
     xml.etree.ElementTree.fromstring(picture)
 
 
+def test_metrics_that_differ_in_a_number_make_a_curve(tmp_path):
+    metrics = ["vqa/accuracy_shots_4", "vqa/accuracy_shots_1", "vqa/accuracy"]
+    file = write(tmp_path, {"a": arm(), "b": arm(STEPS(60))}, metrics=metrics, seeds=[0])
+    _, files, _ = conduct(file, workers=2, launch=LAUNCH)
+    page, picture = files[0].read_text(), files[1].read_text()
+    ends = ["a 0.250 at shots 1, 0.500 at shots 4", "b 0.300 at shots 1, 0.600 at shots 4"]
+    assert f"vqa/accuracy_shots: {'; '.join(ends)}; chance 0.250 at shots 1, 0.250 at shots 4" in page
+    xml.etree.ElementTree.fromstring(picture)
+    assert picture.count("<g>") == 2  # the marks of the one metric that stands alone
+
+
 def test_rows_that_differ_are_not_paired(tmp_path):
     plan = read_experiment(write(tmp_path, {"a": arm(), "b": arm(STEPS(60))}, seeds=2))
     Workers(plan.order(), 2, LAUNCH).work()

@@ -30,8 +30,9 @@ TOTALS = {  # parameters of the published checkpoints
     "clip-vit-b-32": 151_277_313, "clip-vit-b-16": 149_620_737, "clip-vit-l-14": 427_616_513,
     "clip-vit-l-14-336": 427_944_193, "siglip-b-16": 203_155_970,
     "llava-1.5-7b": 7_063_427_072, "llava-1.5-13b": 13_351_494_656,
+    "blip-base": 252_441_919, "blip-large": 474_729_023,
 }  # fmt: skip
-TINY = ("clip-tiny", "llava-tiny", "flamingo-tiny")
+TINY = ("clip-tiny", "blip-tiny", "llava-tiny", "flamingo-tiny")
 
 
 def test_every_preset_has_its_published_total() -> None:

@@ -325,7 +325,9 @@ def test_a_run_with_a_template_file_of_its_own(tmp_path: Path) -> None:
         processor_for(model, template_name=str(tmp_path / "chatml.jinja"))
 
 
-@pytest.mark.parametrize("name", [*(name for name in TEMPLATES if name != "chatml"), *SOURCES])
+@pytest.mark.parametrize(
+    "name", [*(name for name, one in TEMPLATES.items() if not one.controls), *SOURCES]
+)  # the tiny tokenizer lacks the tokens of others
 def test_an_exported_folder_writes_in_stock_what_was_trained(name: str, tmp_path: Path) -> None:
     """String, ids and label masks of a stock processor, and our own reading of the folder."""
     from transformers import AutoProcessor

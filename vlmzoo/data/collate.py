@@ -5,7 +5,9 @@ Shapes: B rows, T tokens, I pictures and videos in reading order over the rows, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,11 +22,12 @@ from vlmzoo.types import IGNORE_INDEX, Row, RowError
 
 @dataclass
 class Sample:
-    """One encoded row."""
+    """One encoded row; ``image_id`` tells pairs of the same picture (:func:`image_id`)."""
 
     ids: list[int]
     labels: list[int] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
+    image_id: int = -1
 
 
 class Collate(Protocol):
@@ -113,10 +116,7 @@ class LanguageCollate:
 
     def _padded(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         batch = self.processor.pad([sample.ids for sample in samples])
-        labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
-        for row, sample in enumerate(samples):
-            labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
-        return {**batch, "labels": labels}
+        return {**batch, "labels": _padded_labels(batch["input_ids"], samples)}
 
     def _with_pictures(self, batch: dict[str, Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
         pictures = [picture for sample in samples for picture in sample.pictures]
@@ -162,32 +162,80 @@ def _filled(lengths: Sequence[int], order: Sequence[int], length: int, count: in
 
 
 class PairsCollate:
-    """Picture (or video) and text of each row for the objective ``contrastive``.
+    """Picture (or video) and text of each row for the objectives that compare them.
 
     Args:
-        processor: of a dual encoder.
+        processor: of a model that reads captions between a begin and an end token.
+        prompt: words that stand before every text. supervised: add ``labels`` of the words after the prompt.
     """
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, prompt: str = "", supervised: bool = False) -> None:
         self.processor = processor
+        self.prompt = prompt.strip()
+        self.supervised = supervised
 
     def encode(self, row: Row, root: Any = None) -> Sample:
-        """Token ids of the row's texts, joined, and its picture.
+        """Token ids of the row's texts, joined, its picture, and the picture's number.
 
         Raises:
-            RowError: not exactly one picture, or no text.
+            RowError: not exactly one picture, no text, or nothing of it after the prompt within the longest text.
         """
         texts = [part["text"] for part in row["parts"] if part["type"] == "text" and part["text"]]
         if len(row["images"]) != 1 or not texts:
             raise RowError(
                 f"a pair needs one picture and a text; {len(row['images'])} pictures, {len(texts)} texts"
             )
-        return Sample(
-            self.processor.caption_ids(" ".join(map(str, texts))), [], self.processor.pictures(row, root)
-        )
+        words = [self.prompt, *map(str, texts)] if self.prompt else texts
+        ids = self.processor.caption_ids(" ".join(map(str, words)))
+        labels = self._labels(ids) if self.supervised else []
+        return Sample(ids, labels, self.processor.pictures(row, root), image_id(row["images"][0]))
+
+    def _labels(self, ids: list[int]) -> list[int]:
+        """Ids but for the first and those that the prompt alone begins with."""
+        prompt = self.processor.caption_ids(self.prompt) if self.prompt else []
+        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False))
+        start = max(1, len(list(shared)))
+        if start == len(ids):
+            raise RowError(f"nothing to learn after the prompt within {len(ids)} tokens")
+        return [IGNORE_INDEX] * start + ids[start:]
 
     def join(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` [B, T] and ``pixel_values`` [B, 3, S, S], or as for videos."""
+        """``input_ids``, ``attention_mask`` [B, T] and ``pixel_values`` [B, 3, S, S], or as for videos.
+
+        Also ``image_ids`` [B] and, supervised, ``labels`` [B, T].
+        """
         length = self.processor.max_length if self.processor.pad_to_max else None
-        texts = self.processor.pad([sample.ids for sample in samples], length=length)
-        return {**texts, **join_pictures([sample.pictures[0] for sample in samples])}
+        batch = self.processor.pad([sample.ids for sample in samples], length=length)
+        if self.supervised:
+            batch["labels"] = _padded_labels(batch["input_ids"], samples)
+        batch["image_ids"] = torch.tensor([sample.image_id for sample in samples])
+        return {**batch, **join_pictures([sample.pictures[0] for sample in samples])}
+
+
+def _padded_labels(input_ids: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """Labels of samples, unsupervised where they are padded, [B, T]."""
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    for row, sample in enumerate(samples):
+        labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
+    return labels
+
+
+def image_id(entry: Any) -> int:
+    """A number in [0, 2^63), the same for entries of the same picture or video: of its bytes, or else of its path."""
+    digest = hashlib.blake2b(digest_size=8)
+    for one in _content(entry):
+        digest.update(one)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def _content(entry: Any) -> Iterator[bytes]:
+    if entry.get("frames") is not None:
+        for frame in entry["frames"]:
+            yield from _content(frame)
+    elif entry.get("image") is not None:
+        yield f"{entry['image'].mode}{entry['image'].size}".encode()
+        yield entry["image"].tobytes()
+    elif entry.get("bytes") is not None:
+        yield bytes(entry["bytes"])
+    else:
+        yield str(entry["path"]).encode()

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from vlmzoo.config import Config
+from vlmzoo.config import Config, ConfigError
 from vlmzoo.data.collate import LanguageCollate, Sample
 from vlmzoo.processing.processor import Processor
 from vlmzoo.types import IGNORE_INDEX, Row, RowError
@@ -63,6 +63,9 @@ class DocumentCollate(LanguageCollate):
     Args:
         processor: of the model. options: see :class:`DocumentOptions`. max_length: bound on a document where no window
             is asked for. template: a template's name, the processor's own if None. pack_length: of packed rows.
+
+    Raises:
+        ConfigError: the processor of a model whose text has no places for pictures (BlipMED).
     """
 
     def __init__(
@@ -74,6 +77,10 @@ class DocumentCollate(LanguageCollate):
         pack_length: int | None = None,
     ) -> None:
         super().__init__(processor, max_length, template, pack_length)
+        if not processor.image_tokens:
+            raise ConfigError(
+                "documents: this model's text has no places for pictures, it looks at one picture a text"
+            )
         self.options = options
         self.draws = options.draws
 

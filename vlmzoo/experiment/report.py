@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vlmzoo.evaluate.charts import HEIGHT, Line, Panel, chart, placed
+from vlmzoo.evaluate.charts import HEIGHT, Line, Panel, chart
 from vlmzoo.evaluate.compare_picture import Dots, sheet
 from vlmzoo.evaluate.paired import LEVEL, Interval
 from vlmzoo.evaluate.report import write_page, write_whole
@@ -145,15 +146,8 @@ def _page(found: Findings) -> str:
     dots = _dots(found)
     drawn = dots.figure(found.arms, "every metric that is a share") if dots else ""
     drawn += "".join(
-        chart(
-            short(name, 60),
-            lines,
-            x=found.options.axis,
-            y="",
-            steps=False,
-            note="Bars: standard deviation over seeds.",
-        )
-        for name, lines in _curves(found)
+        chart(title, lines, x=x, y="", steps=False, note="Bars: standard deviation over seeds.")
+        for title, x, lines in _curves(found)
     )
     metrics = table(
         _numbers(found), "All metrics", aside="mean ± standard deviation over seeds", spreads=False
@@ -187,37 +181,79 @@ def _numbers(found: Findings) -> list[dict[str, Any]]:
 
 
 def _dots(found: Findings) -> Dots | None:
-    """The metrics that are shares; none where arms are points on an axis, which curves show."""
+    """The metrics that are shares, but those that curves show; none where arms are points on an axis."""
     if found.options.axis:
         return None
+    apart = {name for family in _families(found).values() for name in family.values()}
     rows = [
         (short(name, 60), [cell.measure for cell in cells]) for name, cells in found.cells.items()
-        if any(cell.measure for cell in cells) and all(cell.measure is None or 0 <= cell.measure.value <= 1 for cell in cells)
+        if name not in apart and any(cell.measure for cell in cells)
+        and all(cell.measure is None or 0 <= cell.measure.value <= 1 for cell in cells)
     ]  # fmt: skip
     return Dots(rows) if rows else None
 
 
-def _curves(found: Findings) -> list[tuple[str, list[Line]]]:
-    """The metrics over the arms' axis."""
+def _families(found: Findings) -> dict[str, dict[int, str]]:
+    """Metrics that differ in the number at their end alone, ``accuracy_shots_4`` say: by stem, then by number."""
+    families: dict[str, dict[int, str]] = {}
+    for name in found.options.metrics:
+        if numbered := re.fullmatch(r"(.+)_(\d+)", name):
+            families.setdefault(numbered[1], {})[int(numbered[2])] = name
+    return {stem: dict(sorted(family.items())) for stem, family in families.items() if len(family) > 1}
+
+
+def _curves(found: Findings) -> list[tuple[str, str, list[Line]]]:
+    """Title, name of the x axis and lines: each metric over the arms' axis, or each family of metrics for every arm."""
+    if not found.options.axis:
+        return [
+            (short(stem, 60), stem.rpartition("/")[2].rpartition("_")[2], lines)
+            for stem, family in _families(found).items()
+            if (lines := _family(found, stem, family))
+        ]
     curves = []
     places = [arm.at for arm in found.options.arms.values()]
-    for name, cells in found.cells.items() if found.options.axis else ():
-        known = sorted(
-            (at, cell.measure.value, cell.measure.spread or 0.0)
-            for at, cell in zip(places, cells, strict=True) if cell.measure is not None and at is not None
-        )  # fmt: skip
-        if known:
-            points = [(at, value) for at, value, _ in known]
-            curves.append((name, [Line(name, points, tuple(spread for *_, spread in known))]))
+    for name, cells in found.cells.items():
+        line = _line(name, [(at, cell) for at, cell in zip(places, cells, strict=True) if at is not None])
+        if line.points:
+            curves.append((short(name, 60), found.options.axis, [line]))
     return curves
+
+
+def _family(found: Findings, stem: str, family: Mapping[int, str]) -> list[Line]:
+    """A line an arm, and the level of chance where the task tells it."""
+    lines = [
+        _line(arm, [(float(number), found.cells[name][look]) for number, name in family.items()], look)
+        for look, arm in enumerate(found.arms)
+    ]
+    lines = [line for line in lines if line.points]
+    chance = _chance(found, stem)
+    if lines and chance is not None:
+        level = [(float(number), chance) for number in (min(family), max(family))]
+        lines.append(Line("chance", level, reference=True, look=0))
+    return lines
+
+
+def _chance(found: Findings, stem: str) -> float | None:
+    """What guessing comes to in a metric's task."""
+    metric = f"{stem.partition('/')[0]}/chance"
+    known = [value[0] for own in found.trials.values() for trial in own if (value := trial.value(metric))]
+    return fmean(known) if known else None
+
+
+def _line(name: str, places: Sequence[tuple[float, Cell]], look: int = 0) -> Line:
+    """An arm's or a metric's means over places, with the standard deviations over seeds."""
+    known = sorted(
+        (at, cell.measure.value, cell.measure.spread or 0.0) for at, cell in places if cell.measure
+    )
+    points = [(at, value) for at, value, _ in known]
+    return Line(name, points, tuple(spread for *_, spread in known), look=look)
 
 
 def _picture(found: Findings) -> str:
     dots = _dots(found)
     panels = [("bars: one standard error", dots.drawn(), dots.height)] if dots else []
-    panels += [
-        (name, Panel(placed(lines), x=found.options.axis, steps=False).drawn(), float(HEIGHT))
-        for name, lines in _curves(found)
-    ]
+    for title, x, lines in _curves(found):
+        told = f"{title} (dotted: chance)" if any(line.reference for line in lines) else title
+        panels.append((told, Panel(lines, x=x, steps=False).drawn(), float(HEIGHT)))
     names = [] if found.options.axis else found.arms
     return sheet(found.options.title, found.conclusion(), names, panels)

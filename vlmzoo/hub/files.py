@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,19 +26,37 @@ def read_file(file: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         ConfigError: missing, damaged, or holding something else than named tensors.
     """
-    path = Path(file)
+    return _tensors(_content(Path(file)), file)
+
+
+def read_nested(file: str | Path, key: str) -> dict[str, torch.Tensor]:
+    """The tensors under ``key`` of a training checkpoint, which may hold much else; or of a file of tensors alone.
+
+    Raises:
+        ConfigError: as :func:`read_file`.
+    """
+    found = _content(Path(file))
+    return _tensors(
+        found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found, file
+    )
+
+
+def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"no file {str(path)!r}") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ConfigError(
             f"{path}: cannot be read as weights: {' '.join(str(error).split())[:300]}"
         ) from None
+
+
+def _tensors(found: Any, file: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
-        raise ConfigError(f"{path}: wanted tensors by name, got {type(found).__name__}")
+        raise ConfigError(f"{file}: wanted tensors by name, got {type(found).__name__}")
     return found
 
 

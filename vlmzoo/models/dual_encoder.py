@@ -141,6 +141,12 @@ class DualEncoder(ZooModel):
         """exp of the learnt logarithm, []."""
         return self.logit_scale.exp()
 
+    @torch.no_grad()
+    def bound_scale(self, least: float, greatest: float) -> None:
+        """Bring the scale back within bounds, in place, if it learns."""
+        if self.logit_scale.requires_grad:
+            self.logit_scale.clamp_(math.log(least), math.log(greatest))
+
     def bias(self) -> Tensor | None:
         """The learnt bias of the sigmoid loss, [], or None."""
         return self.logit_bias

@@ -7,13 +7,12 @@ tokens a picture after the connector, J pictures in the fullest row, V vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -207,12 +206,7 @@ class VisionLM(Answering, ZooModel, GenerationMixin):
 
     def encode_pictures(self, pixel_values: Tensor) -> Tensor:
         """Pictures [I, 3, H, W] or frames [I, F, 3, H, W] to tower features [I, F, N, D]."""
-        frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
-        flat = rearrange(pixel_values, "i f c h w -> (i f) c h w") if pixel_values.ndim == 5 else pixel_values
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())
-        with nullcontext() if learns else torch.no_grad():
-            features = self.vision(flat.to(self.vision.tower.dtype))
-        return rearrange(features, "(i f) n d -> i f n d", f=frames)
+        return self.vision.features(pixel_values)
 
     def media(
         self,

@@ -61,18 +61,29 @@ class CrossAttention(nn.Module):
         context_dim: width C of the context.
         heads, dim_head: H heads of E channels; H * E need not equal D.
         qk_norm: the norm per head on queries and keys (Idefics: layer norm in the resampler, RMS in the blocks).
+        bias: of the four linears (BERT has them, Flamingo has not).
+        dropout: of the attention's weights, in training.
     """
 
     def __init__(
-        self, dim: int, context_dim: int, heads: int, dim_head: int, qk_norm: Norm | None = None
+        self,
+        dim: int,
+        context_dim: int,
+        heads: int,
+        dim_head: int,
+        qk_norm: Norm | None = None,
+        *,
+        bias: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
-        self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_k = nn.Linear(context_dim, inner, bias=False)
-        self.to_v = nn.Linear(context_dim, inner, bias=False)
-        self.to_out = nn.Linear(inner, dim, bias=False)
+        self.dropout = dropout
+        self.to_q = nn.Linear(dim, inner, bias=bias)
+        self.to_k = nn.Linear(context_dim, inner, bias=bias)
+        self.to_v = nn.Linear(context_dim, inner, bias=bias)
+        self.to_out = nn.Linear(inner, dim, bias=bias)
         self.q_norm = qk_norm(dim_head) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(dim_head) if qk_norm else nn.Identity()
 
@@ -88,12 +99,13 @@ class CrossAttention(nn.Module):
         Args:
             x: queries [B, T, D].
             keys_values: of :meth:`keys_values`.
-            mask: booleans [B, T, M], True where a query may look. A query that may look nowhere gives exactly 0.
+            mask: booleans [B, T, M] or [B, 1, M], True where a query may look. One that may look nowhere gives exactly 0.
 
         Returns:
             [B, T, D].
         """
-        return self.joined(attend(self.queries(x), *keys_values, mask))
+        dropout = self.dropout if self.training else 0.0
+        return self.joined(attend(self.queries(x), *keys_values, mask, dropout))
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries of [B, T, D]: [B, H, T, E]."""
@@ -104,17 +116,21 @@ class CrossAttention(nn.Module):
         return self.to_out(rearrange(attended, "b h t e -> b t (h e)"))
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """Attention of [B, H, T, E] to keys and values [B, H, M, E] by SDPA: [B, H, T, E].
 
     Args:
         mask: booleans [B, T, M] or [B, 1, M], True where a query may look. A query that may look nowhere gives exactly
             0: softmax over nothing is NaN, so it looks everywhere and its result is zeroed.
+        dropout: of the weights.
     """
     if mask is None:
-        return F.scaled_dot_product_attention(queries, keys, values)
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
     blind = ~mask.any(dim=-1, keepdim=True)  # [B, T, 1]
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(mask | blind)[:, None])
+    shown = (mask | blind)[:, None]  # [B, 1, T, M]
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=shown, dropout_p=dropout)
     return attended.masked_fill(blind[:, None], 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The text encoder of a dual encoder: a transformers text tower with one vector a text.
+"""Text towers: their configs, and the text encoder of a dual encoder: a transformers tower with one vector a text.
 
 Shapes: B texts, T tokens, D width.
 """
@@ -14,17 +14,22 @@ from transformers import PreTrainedConfig
 
 from vlmzoo.config import ConfigError, nearest
 from vlmzoo.nn.attention import Component
+from vlmzoo.nn.med import MED_EXTRAS, check_med
 from vlmzoo.nn.towers import TowerKind, read_tower
 
 KINDS = {
     "clip": TowerKind("CLIPTextConfig"),
     "siglip": TowerKind("SiglipTextConfig"),
+    "med": TowerKind("BertConfig"),
 }
 MODELS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
 
 
 def text_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
     """The text tower's config from a mapping with ``kind`` and sizes by transformers' names.
+
+    ``med``, the stack of :mod:`vlmzoo.nn.med`, goes by BERT's names and has ``share`` (``all_but_sa``, ``all``,
+    ``all_but_ca``, ``none``), ``answers_from`` (``picture``, ``question``) and the ids ``cls_token_id``, ``enc_token_id``, ``dec_token_id`` besides.
 
     Raises:
         ConfigError: with the path of the field and the nearest valid thing.
@@ -34,7 +39,10 @@ def text_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
     name = str(tree.get("kind", ""))
     if name not in KINDS:
         raise ConfigError(f"text.kind: no text tower {name!r}; {nearest(name, KINDS)}")
-    return read_tower(tree, KINDS[name], {}, "text")
+    config = read_tower(tree, KINDS[name], MED_EXTRAS if name == "med" else {}, "text")
+    if name == "med":
+        check_med(config)
+    return config
 
 
 class TextEncoder(Component):
@@ -46,6 +54,10 @@ class TextEncoder(Component):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
+        if config.kind not in MODELS:
+            raise ConfigError(
+                f"text.kind: a dual encoder has no {config.kind!r}; {nearest(config.kind, MODELS)}"
+            )
         self.config = config
         self.tower = getattr(transformers, MODELS[config.kind])._from_config(config)
 

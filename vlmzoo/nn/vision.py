@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -26,7 +27,8 @@ CLIP = TowerKind("CLIPVisionConfig", leading=1)
 SIGLIP = TowerKind("SiglipVisionConfig", leading=0)
 VIT = TowerKind("ViTConfig", leading=1)
 DINOV2 = TowerKind("Dinov2Config", leading=1)
-EXTRAS: dict[str, Any] = {"feature_layer": None, "cls": "drop", "position_std": None}
+EXTRAS: dict[str, Any] = {"feature_layer": None, "cls": "drop", "position_std": None, "drop_path": 0.0}
+BRANCHES = ("attention", "self_attn", "mlp")  # what towers call the residual branches of a layer
 
 
 def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
@@ -39,7 +41,8 @@ def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfi
             side by side, D wide each) and
             ``cls`` (``drop``, ``keep`` or ``only`` the CLS token), ``position_std`` (start of the position embeddings;
             None leaves it to transformers, whose 0.02 is so far below the patches' that a small tower trained from
-            nothing never writes places into its tokens).
+            nothing never writes places into its tokens), ``drop_path`` (stochastic depth in training: a picture passes a
+            residual branch by with a probability that grows from 0 in the first layer to this in the last).
 
     Raises:
         ConfigError: with the path of the field and the nearest valid thing.
@@ -57,6 +60,8 @@ def vision_config(tree: Mapping[str, Any] | PreTrainedConfig) -> PreTrainedConfi
         raise ConfigError(
             f"vision.cls: a {config.kind} tower has no CLS token, so {config.cls!r} is impossible"
         )
+    if not 0 <= config.drop_path < 1:
+        raise ConfigError(f"vision.drop_path: {config.drop_path} is no probability below 1")
     for layer in feature_layers(config):
         layers = config.num_hidden_layers
         if not -layers - 1 <= layer <= -1:
@@ -111,7 +116,11 @@ class VisionEncoder(Component):
         self._use_layers()
 
     def _use_layers(self) -> None:
-        """Layers above the highest that is read are not run."""
+        """Layers above the highest that is read are not run; branches are passed by where ``drop_path`` says so."""
+        if self.config.drop_path:
+            _, _, layers = layer_stack(self.tower, self.config.num_hidden_layers)
+            for number, layer in enumerate(layers):
+                _drop_branches(layer, self.config.drop_path * number / max(1, len(layers) - 1))
         if feature_layers(self.config):
             owner, name, layers = layer_stack(self.tower, self.config.num_hidden_layers)
             used = len(layers) + 1 + max(feature_layers(self.config))
@@ -187,6 +196,24 @@ class VisionEncoder(Component):
                 handle.remove()
         return torch.cat([caught[layer] for layer in feature_layers(self.config)], dim=-1)
 
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Pictures [I, 3, H, W] or frames [I, F, 3, H, W] to tokens [I, F, N, D]; no graph where nothing here learns.
+
+        Raises:
+            ValueError: pictures of another size than the tower's, whose positions would be read wrongly.
+        """
+        height, width = pixel_values.shape[-2:]
+        if height != self.image_size or width != self.image_size:
+            raise ValueError(
+                f"pictures of {height} x {width} pixels; this tower takes {self.image_size} x {self.image_size}"
+            )
+        frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
+        flat = rearrange(pixel_values, "i f c h w -> (i f) c h w") if pixel_values.ndim == 5 else pixel_values
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        with nullcontext() if learns else torch.no_grad():
+            tokens = self(flat.to(self.tower.dtype))
+        return rearrange(tokens, "(i f) n d -> i f n d", f=frames)
+
     def pooled(self, pixel_values: Tensor) -> Tensor:
         """One vector a picture, [I, D]: the tower's pooled output, or its CLS token where it has no pooler."""
         out = self.tower(pixel_values=pixel_values)
@@ -209,6 +236,24 @@ class VisionEncoder(Component):
             gradients = torch.autograd.grad(out.sum(), parameters, allow_unused=True)
         idle = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
         return {name for name, _ in self.named_parameters() if plain_name(name) in idle}
+
+
+def _drop_branches(layer: nn.Module, rate: float) -> None:
+    """Let a layer's residual branches be passed by (Huang et al. 2016, section 3)."""
+    for name, branch in layer.named_children():
+        if name in BRANCHES:
+            branch.path_dropout = rate
+            branch.register_forward_hook(_pass_by)
+
+
+def _pass_by(branch: nn.Module, args: Any, out: Any) -> Any:
+    rate = float(branch.path_dropout)  # type: ignore[arg-type]
+    if not branch.training or not rate:
+        return None
+    added = out[0] if isinstance(out, tuple) else out  # [I, N, D]
+    kept = torch.empty(len(added), *[1] * (added.ndim - 1), dtype=added.dtype, device=added.device)
+    added = added * kept.bernoulli_(1 - rate) / (1 - rate)
+    return (added, *out[1:]) if isinstance(out, tuple) else added
 
 
 def _catch(layers: nn.ModuleList, layer: int, caught: dict[int, Tensor]) -> Any:
@@ -255,6 +300,9 @@ def _resized(table: Tensor, shape: torch.Size, leading: int) -> Tensor:
 
 def tower_of(config: PreTrainedConfig) -> nn.Module:
     """The transformers tower of a config, random weights; poolers that nothing reads are left out where possible."""
-    if config.model_type in ("vit", "deit"):
-        return AutoModel.from_config(config, add_pooling_layer=False)
-    return AutoModel.from_config(config)
+    return AutoModel.from_config(config, **without_pooler(config))
+
+
+def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """The argument that leaves a pooler out, for towers that take one."""
+    return {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}

@@ -48,7 +48,7 @@ class Contrastive:
         bias = model.bias() if self.loss == "sigmoid" else None  # type: ignore[attr-defined]
         return found if bias is None else {**found, "bias": bias[None]}
 
-    def extras(self, batch: Batch) -> dict[str, Tensor]:
+    def extras(self, model: Aligns, batch: Batch) -> dict[str, Tensor]:
         """Nothing but the features is needed."""
         return {}
 
@@ -69,7 +69,7 @@ class Contrastive:
 
     def __call__(self, model: Aligns, batch: Batch) -> dict[str, Term]:
         """The term ``contrastive`` of one undivided batch."""
-        return self.terms(self.features(model, batch), self.extras(batch))
+        return self.terms(self.features(model, batch), self.extras(model, batch))
 
 
 class ContrastiveConfig(Config):

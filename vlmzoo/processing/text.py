@@ -269,6 +269,7 @@ TEMPLATES = {
         Template("llava_v1", system=_ASSISTANT.format("human")),
         Template("short"),
         Template("flamingo", chunk="<|endofchunk|>"),
+        Template("continue", user=("", ""), open="", answer=(" ", "")),
         Template("plain", open="", answer=("", "\n"), end="none", plain=True),
         Template(
             "llava_llama_2", system=_LLAVA_LLAMA_2, around_system=("<<SYS>>\n", "\n<</SYS>>\n\n"), system_inside=True,

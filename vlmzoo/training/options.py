@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -46,6 +47,14 @@ def as_learn(value: Any) -> Any:
     return {"lr": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _without_nulls(tree: Any) -> Any:
+    """A mapping without the names that are set to null."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {name: value for name, value in tree.items() if value is not None}
+
+
+LEFT_OUT = BeforeValidator(_without_nulls)  # streams.clips=null leaves a file's stream out
 LearnTree = dict[str, Annotated[Learn, BeforeValidator(as_learn)]]
 
 

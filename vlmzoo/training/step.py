@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmzoo.distributed import sum_over_ranks
-from vlmzoo.types import AcrossBatch, Batch, Objective, RunError, Term, full, require_verb
+from vlmzoo.types import AcrossBatch, AroundBatch, Batch, Objective, RunError, Term, full, require_verb
 
 Counts = dict[str, dict[str, float]]  # stream -> term -> number
 Factors = dict[str, dict[str, float]]
@@ -61,20 +61,25 @@ class Step(nn.Module):
                 across micro-batches, the gradient of the joint loss by their features.
 
         Returns:
-            The loss [], and the sums of each term (empty for pulled streams), without gradient.
+            The loss [], and the sums of each term (of pulled streams only those of single rows), without gradient.
         """
         total: Tensor = torch.zeros((), device=next(self.model.parameters()).device)
         sums: dict[str, dict[str, Tensor]] = {}
         for name, batch in batches.items():
             objective = self.streams[name].objective
-            if name in pulls:
-                assert isinstance(objective, AcrossBatch)
-                features = objective.features(self.model, batch)
+            terms: Mapping[str, Term] = {}
+            if name not in pulls:
+                terms = objective(self.model, batch)
+            else:
+                if isinstance(objective, AroundBatch):
+                    features, terms = objective.both(self.model, batch)
+                else:
+                    assert isinstance(objective, AcrossBatch)
+                    features = objective.features(self.model, batch)
                 total = total + sum((full(features[key]) * pull).sum() for key, pull in pulls[name].items())
-                continue
-            terms = objective(self.model, batch)
-            total = total + weighted(terms, factors[name])
-            sums[name] = {key: term.sum.detach() for key, term in terms.items()}
+            if terms:
+                total = total + weighted(terms, factors[name])
+                sums[name] = {key: term.sum.detach() for key, term in terms.items()}
         return total, sums
 
 
@@ -143,7 +148,7 @@ def cached_pulls(
     batches: Sequence[Batch],
     factors: Mapping[str, float],
     seed: Callable[[int], None],
-) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], Sequence[Batch]]:
     """Gradient caching (Gao et al. 2021): the joint loss's gradient by features, micro-batch by micro-batch.
 
     Args:
@@ -151,16 +156,22 @@ def cached_pulls(
             runs, here and again in the pass with gradients, so that dropout is the same.
 
     Returns:
-        For each micro-batch the gradient by each of its features, and the sums of the terms.
+        For each micro-batch the gradient by each of its features, the sums of the terms, and the micro-batches (with
+        what ``AroundBatch`` objectives put into them).
     """
     with torch.no_grad():
         made = []
         for number, batch in enumerate(batches):
             seed(number)
             made.append(objective.features(model, batch))
+        kept = [objective.extras(model, batch) for batch in batches]
     joined = {key: full(torch.cat([features[key] for features in made])).requires_grad_() for key in made[0]}
-    kept = [objective.extras(batch) for batch in batches]
     extras = {key: torch.cat([one[key] for one in kept]) for key in kept[0]}
+    if extras:
+        sizes = torch.tensor([len(next(iter(one.values()))) for one in kept])
+        extras["micro"] = (
+            torch.arange(len(kept)).repeat_interleave(sizes).to(next(iter(extras.values())).device)
+        )
     with torch.enable_grad():
         terms = objective.terms(joined, extras)
         gradients = torch.autograd.grad(weighted(terms, factors), list(joined.values()), allow_unused=True)
@@ -169,4 +180,6 @@ def cached_pulls(
         gradient = torch.zeros_like(tensor) if gradient is None else gradient
         for pull, piece in zip(pulls, gradient.split([len(features[key]) for features in made]), strict=True):
             pull[key] = piece
-    return pulls, {key: term.sum.detach() for key, term in terms.items()}
+    if isinstance(objective, AroundBatch):
+        batches = objective.around(batches, {key: tensor.detach() for key, tensor in joined.items()}, extras)
+    return pulls, {key: term.sum.detach() for key, term in terms.items()}, batches

@@ -213,18 +213,20 @@ class Trainer:
     def _pulls(
         self, step: int, micro: Micro, factors: Factors, sums: dict
     ) -> dict[str, list[dict[str, Tensor]]]:
-        """Cached gradients of the streams whose loss looks across micro-batches."""
+        """Cached gradients of the streams whose loss looks across micro-batches; ``micro`` gets what those need."""
         pulls = {}
         for name in micro[0] if len(micro) > 1 else ():
             objective = self.streams[name].objective
             if not isinstance(objective, AcrossBatch):
                 continue
             with self.accelerator.autocast():
-                pulls[name], found = cached_pulls(
+                pulls[name], found, prepared = cached_pulls(
                     objective, self.model, [batches[name] for batches in micro], factors[name],
                     lambda number: self._seed(step, number),
                 )  # fmt: skip
             sums.update({(name, key): value for key, value in found.items()})
+            for batches, own in zip(micro, prepared, strict=True):
+                batches[name] = own
         return pulls
 
     def _weighted_means(self, sums: Mapping[tuple[str, str], Tensor], factors: Factors) -> dict[str, float]:

@@ -15,13 +15,15 @@ class Texts(Numbered):
 
     "captions" are single captions of all forms, "questions" a question with its answer, "documents" and
     "demonstrations" the words of such rows with the pictures left out (task recognition and made-up words by halves),
-    so that a language model knows the form before it is frozen. `truth` says the `kind`.
+    so that a language model knows the form before it is frozen. "lessons" are such documents with made-up words where
+    the class is named in the picture's place ("red dax. blue wug. red dax."), so that what a word means can be learnt
+    from the text alone. `truth` says the `kind`.
 
     Args:
         split, length, seed: of :class:`Numbered`.
-        kinds: of the texts, all by default; they take turns, so a kind named twice comes twice.
+        kinds: of the texts, all but "lessons" by default; they take turns, so a kind named twice comes twice.
         objects: (fewest, most) objects of the scenes that captions and questions speak of. grid: cells, 2 or 3.
-        shots: (fewest, most) demonstrations of the texts of kind "demonstrations".
+        shots: (fewest, most) demonstrations of the texts of kinds "demonstrations" and "lessons".
 
     Raises:
         ValueError: an unknown name, or a number out of its range.
@@ -45,7 +47,7 @@ class Texts(Numbered):
         for kind in kinds or ():
             if kind not in KINDS:
                 raise ValueError(f"unknown kind '{kind}': {nearest(kind, tuple(KINDS))}")
-        self.kinds = tuple(kinds or KINDS)
+        self.kinds = tuple(kinds or [kind for kind in KINDS if kind != "lessons"])
         self.objects, self.grid = objects, grid
         self._documents = Documents(split, length=length, seed=seed)
         self._tasks = [Demonstrations(split, task, length=length, seed=seed, shots=shots) for task in TASKS]
@@ -75,10 +77,16 @@ class Texts(Numbered):
     def _demonstrations(self, index: int, key: str) -> str:
         return " ".join(pick(keyed(key), self._tasks).written(index)[1])
 
+    def _lesson(self, index: int, key: str) -> str:
+        scenes, words, truth = self._tasks[TASKS.index("words")].written(index)
+        classes = [getattr(shown.objects[0], truth["attribute"]) for shown in scenes]
+        return " ".join(f"{name} {word}" for name, word in zip(classes, words, strict=True))
+
 
 KINDS: dict[str, Callable[[Texts, int, str], str]] = {
     "captions": Texts._caption,
     "questions": Texts._question,
     "documents": Texts._document,
     "demonstrations": Texts._demonstrations,
+    "lessons": Texts._lesson,
 }

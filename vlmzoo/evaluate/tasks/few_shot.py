@@ -13,7 +13,7 @@ from vlmzoo.data.mix import key_of
 from vlmzoo.evaluate import answer_metrics, metrics, text_metrics
 from vlmzoo.evaluate.loop import Result, pick_samples
 from vlmzoo.evaluate.tasks.answers import ANNOTATORS
-from vlmzoo.evaluate.tasks.base import Job, SpeakingConfig, Task, answered, sample, truth_of
+from vlmzoo.evaluate.tasks.base import Job, SpeakingConfig, Task, answered, judged, sample, truth_of
 from vlmzoo.evaluate.tasks.classes import class_names, labels_of
 from vlmzoo.evaluate.tasks.documents import (
     ANSWER,
@@ -135,6 +135,7 @@ class FewShot(Task):
         found: dict[str, float] = {}
         table: list[dict[str, Any]] = []
         samples: list[dict[str, Any]] = []
+        by_row: Values = {}
         share = -(-self.config.samples // max(len(self.shots), 1))
         for shots in self.shots:
             asked = [self._with_shots(prompt, shots) for prompt in self.prompts]
@@ -148,12 +149,14 @@ class FewShot(Task):
             for name in values:
                 error = lines[0].get(f"{name}_stderr", lines[0]["stderr"])
                 found |= metrics.named(f"{name}_shots_{shots}", (lines[0][name], error))
+                by_row[f"{name}_shots_{shots}"] = values[name]
             table += lines
             for i in pick_samples(right, min(share, self.config.samples - len(samples))):
                 samples.append(self._sample(job, i, asked[i], answers[i], right[i], shots))
         found |= metrics.chance(choices)
         table.sort(key=lambda line: ["all", *tasks].index(line["task"]))
-        return Result(self.name, found, table, samples, len(job.rows))
+        rows = judged(job.rows, by_row)
+        return Result(self.name, found, table, samples, len(job.rows), judged=rows)
 
     @property
     def in_words(self) -> bool:
