@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers import LANGUAGES, VOCABULARY, gradients, relative, worst_gradient
 from vlmzoo.nn import segments
 from vlmzoo.nn.language import can_pack, keeps_segments_apart, language_config
-from vlmzoo.nn.segments import NAME, attend_by_text, spans_of
+from vlmzoo.nn.segments import NAME, WHERE_IT_PAYS, attend_by_text, pays, spans_of
 
 
 def model_of(kind: str, **changes: Any) -> Any:
@@ -44,6 +44,8 @@ def test_equals_the_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for by_text in (False, True):
         if by_text:
             assert can_pack(model)
+            if model.config._attn_implementation == WHERE_IT_PAYS:
+                attend_by_text(model)  # rows as small as these would be masked
             seen.clear()
         model.zero_grad()
         logits = model(input_ids=ids, position_ids=positions.clone(), use_cache=False).logits
@@ -58,13 +60,32 @@ def test_equals_the_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_which_families_do() -> None:
     """Llama's does, OPT's only by text; a family that cannot be packed stays as it was."""
     llama, opt, mpt = model_of("llama"), model_of("opt"), model_of("mpt")
-    assert can_pack(llama) and llama.config._attn_implementation == NAME
+    assert can_pack(llama) and llama.config._attn_implementation == WHERE_IT_PAYS
     assert not keeps_segments_apart(opt) and can_pack(opt)
     before = mpt.config._attn_implementation
+    assert (
+        opt.config._attn_implementation == NAME
+    )  # however small a row: its own mask lets texts see each other
     assert not can_pack(mpt) and mpt.config._attn_implementation == before
     eager = model_of("llama")
     eager.set_attn_implementation("eager")
     assert can_pack(eager) and eager.config._attn_implementation == "eager"
+
+
+def test_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few long texts of a wide model by themselves, many short ones of a narrow model in one call; the same numbers."""
+    long = [[(0, 1000), (1000, 2000)]]
+    assert pays(long, torch.empty(1, 8, 2000, 32))
+    assert not pays([[(start, start + 20) for start in range(0, 120, 20)]] * 10, torch.empty(10, 4, 120, 32))
+    model = model_of("llama")
+    assert can_pack(model)
+    ids = torch.randint(4, VOCABULARY, (1, 12))
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    found = []
+    for cost in (0.0, 1e12):
+        monkeypatch.setitem(segments.CALL_COST, "cpu", cost)
+        found.append(model(input_ids=ids, position_ids=positions.clone(), use_cache=False).logits)
+    assert relative(*found) < 1e-12
 
 
 def test_padding_and_generation_are_stock() -> None:
