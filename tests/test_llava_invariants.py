@@ -338,6 +338,7 @@ GOLDEN = {  # two rounds, written out by hand from the published templates
     **{name: f"<s>{system}USER: <image>\nWhat colour? ASSISTANT: red</s>USER: Where? ASSISTANT: top left</s>" for name, system in SYSTEM.items()},
     "short": "<s>USER: <image>\nWhat colour? ASSISTANT: red</s>USER: Where? ASSISTANT: top left</s>",
     "flamingo": "<s>USER: <image>\nWhat colour? ASSISTANT: red</s>USER: Where? ASSISTANT: top left</s>",  # as short
+    "continue": "<s><image>\nWhat colour? red</s>Where? top left</s>",
     "plain": "<s><image>red\ntop left\n",
     "llava_llama_2": "<s>[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
     "content that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"

@@ -143,9 +143,9 @@ class DocumentCollate(LanguageCollate):
             labels[place] if seen or self.options.supervise == "all" else IGNORE_INDEX
             for place, seen in zip(places, index, strict=True)
         ]
-        sample = Document([ids[place] for place in places], marks, [], index)
+        sample = Document([ids[place] for place in places], marks, index=index)
         if begins:
-            sample = Document([ids[0], *sample.ids], [IGNORE_INDEX, *marks], [], [0, *index])
+            sample = Document([ids[0], *sample.ids], [IGNORE_INDEX, *marks], index=[0, *index])
         sample.labels[0] = IGNORE_INDEX
         return (sample, kept) if any(label != IGNORE_INDEX for label in sample.labels) else None
 
