@@ -19,10 +19,10 @@ from transformers import (
     GenerationConfig,
     IdeficsConfig,
     IdeficsForVisionText2Text,
-    IdeficsImageProcessor,
     IdeficsProcessor,
     LlamaConfig,
 )
+from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
 from vlmzoo.compose import processor_for, tokenizer_of
 from vlmzoo.hub.files import read_whole
@@ -288,7 +288,7 @@ def export(model: VisionLM, processor: Processor, folder: str | Path) -> Path:
     stock_config(model).save_pretrained(folder)
     tokenizer = processor.tokenizer
     size = model.vision.image_size
-    IdeficsProcessor(IdeficsImageProcessor(image_size=size), tokenizer=tokenizer).save_pretrained(folder)
+    IdeficsProcessor(IdeficsImageProcessorPil(image_size=size), tokenizer=tokenizer).save_pretrained(folder)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
     return folder
