@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmzoo.compose import configure, resolve
+from vlmzoo.compose import build, configure, resolve
 from vlmzoo.config import ConfigError, dump_yaml, load_yaml
 from vlmzoo.registry import names
 from vlmzoo.run import read_run, read_tasks, resolved
@@ -67,6 +67,21 @@ def test_two_lines_of_a_config_change_the_data() -> None:
     assert run.streams["questions"].data.images == "pics"
     with pytest.raises(ConfigError, match=r"no folder 'pics'|no file 'a\.json'"):
         run.streams["questions"].data.open()
+
+
+def test_pretrained_leaves_no_tower_random() -> None:
+    """Recipes that start from published weights name some for each tower; a preset that has none is refused."""
+    for path in RUNS:
+        model = load_yaml(path)["model"]
+        if model.get("pretrained"):
+            tree = resolve({name: part for name, part in model.items() if name != "pretrained"})
+            assert tree["vision"]["hub"] and tree["language"]["hub"], path
+    with pytest.raises(
+        ConfigError, match=r"vision: pretrained asks for published weights.*give vision\.from"
+    ):
+        build("llava-tiny", pretrained=True)
+    with pytest.raises(ConfigError, match=r"language: pretrained asks .*give language\.from"):
+        build("openflamingo-3b", pretrained=True, device="meta")
 
 
 def test_a_learning_rate_gives_way_to_more() -> None:

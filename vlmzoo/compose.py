@@ -70,6 +70,8 @@ def build(
     """
     tree = source if isinstance(source, PreTrainedConfig) and not changes else resolve(source, **changes)
     config = tree if isinstance(tree, PreTrainedConfig) else configure(tree)
+    if pretrained and isinstance(tree, Mapping):
+        _check_published(tree)
     cls = next((model for model, schema in CLASSES.values() if isinstance(config, schema)), None)
     if cls is None:
         raise ConfigError(f"model: {type(config).__name__} is not a model of this zoo")
@@ -191,6 +193,16 @@ def configure(tree: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 # --- starting weights --------------------------------------------------------------------------------------------
+
+
+def _check_published(tree: Mapping[str, Any]) -> None:
+    """Raises ConfigError where ``pretrained`` would quietly leave a tower random."""
+    for name in TOWERS:
+        part = tree.get(name)
+        if isinstance(part, Mapping) and not (part.get("from") or part.get("hub")):
+            raise ConfigError(
+                f"{name}: pretrained asks for published weights, and none are named; give {name}.from"
+            )
 
 
 def _start_weights(model: ZooModel, tree: Mapping[str, Any], pretrained: bool) -> None:
